@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The device: local training, the wire protocol and the long-running agent."""

@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The server: ledger, rounds, distillation, hardening, evaluation and releases."""
