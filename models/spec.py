@@ -36,7 +36,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise SpecError(
-                f"unknown architecture {self.architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
+                f"unknown architecture {self.architecture!r}; choose from {', '.join(ARCHITECTURES)}"
             )
         for name, low, high in (
             ("channels", 1, 16),
