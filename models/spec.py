@@ -36,7 +36,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise SpecError(
-                f"unknown architecture {self.architecture!r}; choose from {', '.join(ARCHITECTURES)}"
+                f"unknown architecture {self.architecture!r}; "
+                f"choose from {', '.join(ARCHITECTURES)}"
             )
         for name, low, high in (
             ("channels", 1, 16),

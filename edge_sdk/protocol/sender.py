@@ -44,12 +44,12 @@ class OfferTimer:
         self._delay_s, self._due_s = FIRST_RETRY_S, 0.0
 
     def progress(self, now_s: float) -> None:
-        """The other side is asking for chunks: leave it in peace for a while."""
+        """Wait a full delay again: the other side is asking for chunks."""
         self._delay_s = FIRST_RETRY_S
         self._due_s = now_s + self._delay_s
 
     def postpone(self, now_s: float, delay_s: float) -> None:
-        """The server asked to wait."""
+        """Wait as long as the server asked."""
         self._due_s = now_s + delay_s
 
     def due(self, now_s: float) -> bool:
