@@ -1,0 +1,190 @@
+"""Run an ExecuTorch program on numpy arrays, through the native library and ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sdk.errors import RuntimeLibraryError
+
+LIBRARY = Path(__file__).parent / "lib" / "libtrajsyn_runtime.so"
+# XNNPACK reads up to 16 bytes beyond a tensor's end and is fastest on cache-line boundaries.
+ALIGNMENT_BYTES = 64
+MIN_PROGRAM_BYTES = 64
+
+Array = npt.NDArray[np.generic]
+
+_DTYPES = {0: np.uint8, 1: np.int8, 3: np.int32, 4: np.int64, 6: np.float32, 7: np.float64}
+_MAX_RANK = 8
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Type and shape of one input or output."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    def empty(self) -> Array:
+        """Return an aligned array with room behind it for what the kernels read too far."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        raw = np.zeros(size + 2 * ALIGNMENT_BYTES, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT_BYTES
+        return raw[start : start + size].view(self.dtype).reshape(self.shape)
+
+
+class Program:
+    """A loaded program. Its calls are serialised; different programs may run at the same time.
+
+    Inputs are read and outputs are written in place: a step copies and allocates nothing beyond
+    the arrays of pointers.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._library = _library()
+        self._handle = handle
+        self.inputs = self._describe(is_output=False)
+        self.outputs = self._describe(is_output=True)
+
+    @classmethod
+    def load(cls, source: Path | str | bytes, *, threads: int | None = None) -> Program:
+        """Load a `.pte` file or its bytes; `threads` is `set_threads`.
+
+        Raises `RuntimeLibraryError` where the library is missing or the program is damaged.
+        """
+        library = _library()
+        try:
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as error:
+            raise RuntimeLibraryError(f"{source}: {error.strerror}") from error
+        name = "program" if isinstance(source, bytes) else str(source)
+        if len(data) < MIN_PROGRAM_BYTES:
+            raise RuntimeLibraryError(f"{name}: {len(data)} bytes are no program")
+        if threads is not None:
+            set_threads(threads)
+        handle = library.trajsyn_load(data, len(data))
+        if not handle:
+            raise RuntimeLibraryError(f"{name}: {_last_error(library)}")
+        return cls(handle)
+
+    def execute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Run once; `inputs` and `outputs` match `self.inputs` and `self.outputs`, C-contiguous.
+
+        Raises `ValueError` naming the first array that does not fit, `RuntimeLibraryError` when
+        the program fails. Output arrays must not overlap input arrays.
+        """
+        if self._handle is None:
+            raise RuntimeLibraryError("the program was closed")
+        for index, array in enumerate(outputs):
+            if not array.flags.writeable:
+                raise ValueError(f"output {index} is read-only")
+        read = _pointers("input", inputs, self.inputs)
+        written = _pointers("output", outputs, self.outputs)
+        if self._library.trajsyn_execute(self._handle, read, written):
+            raise RuntimeLibraryError(_last_error(self._library))
+
+    def close(self) -> None:
+        """Free the native memory; further calls of `execute` raise `RuntimeLibraryError`."""
+        if self._handle is not None:
+            self._library.trajsyn_free(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def _describe(self, *, is_output: bool) -> tuple[TensorInfo, ...]:
+        library, found = self._library, []
+        count = (library.trajsyn_output_count if is_output else library.trajsyn_input_count)(
+            self._handle
+        )
+        dtype, sizes = ctypes.c_int(), (ctypes.c_int32 * _MAX_RANK)()
+        for index in range(count):
+            rank = library.trajsyn_describe(
+                self._handle, is_output, index, ctypes.byref(dtype), sizes
+            )
+            if dtype.value not in _DTYPES:
+                self.close()
+                raise RuntimeLibraryError(f"the program uses tensor type {dtype.value}")
+            shape = tuple(int(s) for s in sizes[:rank])
+            found.append(TensorInfo(np.dtype(_DTYPES[dtype.value]), shape))
+        return tuple(found)
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads in this process; loaded programs are prepared again.
+
+    Raises `ValueError` outside 1 to 256, `RuntimeLibraryError` where the pool cannot be replaced.
+    """
+    if not 1 <= count <= 256:
+        raise ValueError(f"{count} threads; choose 1 to 256")
+    library = _library()
+    if library.trajsyn_set_threads(count):
+        raise RuntimeLibraryError(_last_error(library))
+
+
+def thread_count() -> int:
+    """Return how many threads programs run on; raises `RuntimeLibraryError`."""
+    library = _library()
+    count = int(library.trajsyn_threads())
+    if count < 0:
+        raise RuntimeLibraryError(_last_error(library))
+    return count
+
+
+def _pointers(
+    kind: str, arrays: Sequence[Array], expected: tuple[TensorInfo, ...]
+) -> ctypes.Array[ctypes.c_void_p]:
+    if len(arrays) != len(expected):
+        raise ValueError(f"{len(arrays)} {kind}s given; the program has {len(expected)}")
+    pointers = (ctypes.c_void_p * len(expected))()
+    for index, (array, info) in enumerate(zip(arrays, expected, strict=True)):
+        if array.dtype != info.dtype or array.shape != info.shape:
+            raise ValueError(
+                f"{kind} {index}: expected {info.shape} {info.dtype}, "
+                f"got {array.shape} {array.dtype}"
+            )
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{kind} {index} is not C-contiguous")
+        pointers[index] = array.ctypes.data
+    return pointers
+
+
+def _last_error(library: ctypes.CDLL) -> str:
+    message: bytes = library.trajsyn_last_error()
+    return message.decode(errors="replace")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise RuntimeLibraryError(
+            f"{LIBRARY.name} does not load ({error}); run `python -m edge_sdk.runtime.build`"
+        ) from error
+    pointers = ctypes.POINTER(ctypes.c_void_p)
+    library.trajsyn_load.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    library.trajsyn_load.restype = ctypes.c_void_p
+    library.trajsyn_free.argtypes = [ctypes.c_void_p]
+    library.trajsyn_free.restype = None
+    library.trajsyn_input_count.argtypes = [ctypes.c_void_p]
+    library.trajsyn_output_count.argtypes = [ctypes.c_void_p]
+    library.trajsyn_describe.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.POINTER(ctypes.c_int32),
+    ]
+    library.trajsyn_execute.argtypes = [ctypes.c_void_p, pointers, pointers]
+    library.trajsyn_set_threads.argtypes = [ctypes.c_uint32]
+    library.trajsyn_last_error.restype = ctypes.c_char_p
+    return library
