@@ -1,0 +1,1 @@
+"""Attacks, adversarial training on a proxy set, and the evaluation of what comes out."""
