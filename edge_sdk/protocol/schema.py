@@ -19,10 +19,15 @@ MAX_ITEMS = 4096
 
 
 def bounded(
-    *, low: float | None = None, high: float | None = None, pattern: str | None = None
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    pattern: str | None = None,
+    default: Any = dataclasses.MISSING,
 ) -> Any:
     """Return a dataclass field whose number lies in [low, high] or whose text matches `pattern`."""
-    return dataclasses.field(metadata={"low": low, "high": high, "pattern": pattern})
+    metadata = {"low": low, "high": high, "pattern": pattern}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_json(data: bytes, *, max_bytes: int) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""One MQTT connection for device or server: paho-mqtt, its callbacks turned into queued events."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_sdk.errors import ConfigError
+from edge_sdk.protocol.chunks import CHUNK_BYTES
+
+log = logging.getLogger(__name__)
+
+MAX_PAYLOAD_BYTES = CHUNK_BYTES + 4096  # the largest message of the protocol, with room to spare
+MAX_INFLIGHT = 4  # chunks between us and the broker; more would only delay the keep-alive
+MAX_QUEUED_EVENTS = 10_000
+UNSUPPORTED_PROTOCOL_VERSION = 0x84
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerSettings:
+    """How to reach the broker. TLS is used when `tls_ca` is set, mutual with a certificate."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    keepalive_s: int = 60
+    username: str | None = None
+    password_file: str | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The broker took us and our subscriptions are on their way."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The connection is gone; paho tries again by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message; `payload` is at most `MAX_PAYLOAD_BYTES`."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Oversized:
+    """A message too large to be one of ours; its payload is dropped."""
+
+    topic: str
+    size: int
+
+
+Event = Connected | Disconnected | Received | Oversized
+
+
+class MqttLink:
+    """A connection that survives everything: events go to `events`, reconnects are automatic.
+
+    Speaks MQTT 5 and falls back to 3.1.1 where the broker has no 5. Sessions are clean: whatever
+    a lost connection loses is asked for again by the transfer protocol.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        client_id: str,
+        subscriptions: tuple[str, ...],
+        events: queue.Queue[Any],
+    ) -> None:
+        self.settings = settings
+        self.connected = False
+        self._client_id = client_id
+        self._subscriptions = subscriptions
+        self._events = events
+        self._fall_back = False
+        self._unsent = 0  # an estimate that only decides how long `stop` waits
+        self._client = self._build(paho.MQTTv5)
+
+    def start(self) -> None:
+        """Begin connecting in the background; raises `ConfigError` for unusable TLS files."""
+        client = self._client
+        client.connect_async(self.settings.host, self.settings.port, self.settings.keepalive_s)
+        client.loop_start()
+
+    def tick(self) -> None:
+        """Change to MQTT 3.1.1 if the broker asked for it; call now and then from one thread."""
+        if self._fall_back:
+            self._fall_back = False
+            log.info("the broker has no MQTT 5; using 3.1.1")
+            self._client.loop_stop()
+            self._client = self._build(paho.MQTTv311)
+            self.start()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Queue a QoS 1 message; False if there is no connection (say it again after the next)."""
+        if not self.connected:
+            return False
+        if self._client.publish(topic, payload, qos=1, retain=retain).rc != 0:
+            return False
+        self._unsent += 1
+        return True
+
+    def stop(self, *, flush_s: float = 2.0) -> None:
+        """Disconnect and end the network thread, after giving queued messages `flush_s` to go."""
+        deadline = time.monotonic() + flush_s
+        while self.connected and self._unsent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._client.disconnect()
+        self._client.loop_stop()
+        self.connected = False
+
+    def _build(self, version: Any) -> paho.Client:
+        clean = {} if version == paho.MQTTv5 else {"clean_session": True}
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=version, **clean
+        )
+        client.suppress_exceptions = True  # or one bad callback ends paho's thread silently
+        client.max_inflight_messages_set(MAX_INFLIGHT)
+        client.reconnect_delay_set(1, 60)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        s = self.settings
+        if s.username is not None:
+            password = read_secret(Path(s.password_file)) if s.password_file else None
+            client.username_pw_set(s.username, password)
+        if s.tls_ca is not None:
+            try:
+                client.tls_set(
+                    s.tls_ca, s.tls_certificate, s.tls_key, tls_version=ssl.PROTOCOL_TLS_CLIENT
+                )
+            except (OSError, ssl.SSLError, ValueError) as error:
+                raise ConfigError(f"[broker] TLS files cannot be used: {error}") from error
+        return client
+
+    def _put(self, event: Event) -> None:
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            log.warning("more messages than can be handled; dropping one (it will be asked again)")
+
+    def _on_connect(
+        self, client: paho.Client, _user: Any, _flags: Any, reason: ReasonCode, _props: Any
+    ) -> None:
+        if reason.is_failure:
+            self._fall_back = reason.value == UNSUPPORTED_PROTOCOL_VERSION
+            self._put(Disconnected(f"the broker refused the connection: {reason}"))
+            return
+        for topic in self._subscriptions:
+            client.subscribe(topic, qos=1)
+        self.connected = True
+        self._put(Connected())
+
+    def _on_disconnect(
+        self, _client: paho.Client, _user: Any, _flags: Any, reason: ReasonCode, _props: Any
+    ) -> None:
+        if self.connected:
+            self.connected = False
+            self._put(Disconnected(str(reason)))
+
+    def _on_message(self, _client: paho.Client, _user: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        if len(message.payload) > MAX_PAYLOAD_BYTES:
+            self._put(Oversized(topic, len(message.payload)))
+        else:
+            self._put(Received(topic, bytes(message.payload)))
+
+    def _on_publish(
+        self, _client: paho.Client, _user: Any, _mid: int, reason: ReasonCode, _props: Any
+    ) -> None:
+        self._unsent = max(self._unsent - 1, 0)
+        if reason.is_failure:
+            log.warning("the broker did not accept a message: %s (check the ACL)", reason)
+
+
+def read_secret(path: Path) -> str:
+    """Return the first line of a password file; raises `ConfigError` naming the file."""
+    try:
+        return path.read_text().splitlines()[0]
+    except (OSError, IndexError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read a password from {path}: {error}") from error
