@@ -1,0 +1,410 @@
+"""The ledger: everything that a run received, decided and made, in one fleet directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from edge_sdk.errors import ProtocolError
+from edge_sdk.protocol.messages import BlobRef, InstallReport, Offer, Status
+from edge_sdk.protocol.part_file import sha256_of_file
+from edge_sdk.protocol.updates import decode_weights, encode_weights
+from models import ModelSpec, layout_of
+from models.layout import Flat
+from server_toolkit.errors import LedgerError
+from server_toolkit.ledger import schema
+from server_toolkit.ledger import trajectories as rebuild
+from server_toolkit.ledger.blobs import BlobStore
+from server_toolkit.ledger.database import Database
+
+ArtefactKind = Literal["proxy", "model", "evaluation"]
+DEAD_LETTERS_KEPT = 1000
+
+
+class Ledger:
+    """The tables and blobs of one run; several processes may have it open at once.
+
+    Rows are returned as detached `schema` objects. Every `record_` and `close_` call is one
+    transaction that is on the disk when it returns. `global_weights(t)` are the weights that
+    round t starts from, so after the last of R rounds `latest_round()` is R.
+    """
+
+    def __init__(self, directory: Path, database: Database, run: schema.Run) -> None:
+        self.directory = directory
+        self.blobs = BlobStore(directory / "blobs")
+        self.run = run.name
+        self.spec = ModelSpec.from_dict(run.spec)
+        self.layout = layout_of(self.spec)
+        self.program = BlobRef(sha256=run.program_sha256, size=run.program_size)
+        self.initial = BlobRef(sha256=run.initial_sha256, size=run.initial_size)
+        self._database = database
+
+    @classmethod
+    def create(
+        cls, directory: Path, *, run: str, spec: ModelSpec, weights: Flat, program: bytes
+    ) -> Ledger:
+        """Create `directory/ledger.db` for a run that begins at `weights`.
+
+        Raises `LedgerError` if there is a ledger already.
+        """
+        path = directory / "ledger.db"
+        if path.exists():
+            raise LedgerError(f"{path} exists; a run needs a new directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        blobs, layout = BlobStore(directory / "blobs"), layout_of(spec)
+        initial, code = blobs.put(encode_weights(weights, layout)), blobs.put(program)
+        database = Database(path)
+        database.migrate()
+        row = schema.Run(
+            id=1,
+            name=run,
+            spec=spec.to_dict(),
+            layout=layout.fingerprint,
+            program_sha256=code.sha256,
+            program_size=code.size,
+            initial_sha256=initial.sha256,
+            initial_size=initial.size,
+            created_at_s=time.time(),
+        )
+        with database.write() as session:
+            session.add(row)
+        return cls(directory, database, row)
+
+    @classmethod
+    def open(cls, directory: Path) -> Ledger:
+        """Open the ledger in `directory`, migrating older tables; raises `LedgerError`."""
+        path = directory / "ledger.db"
+        if not path.exists():
+            raise LedgerError(f"no ledger at {path}; make one with 'server-toolkit init'")
+        database = Database(path)
+        database.migrate()
+        with database.read() as session:
+            row = session.get(schema.Run, 1)
+        if row is None:
+            raise LedgerError(f"{path} holds no run; its creation was interrupted, init it anew")
+        if layout_of(ModelSpec.from_dict(row.spec)).fingerprint != row.layout:
+            raise LedgerError(f"{path}: this version lays the model's parameters out differently")
+        return cls(directory, database, row)
+
+    def close(self) -> None:
+        """Close the database connections of this process."""
+        self._database.close()
+
+    # Devices
+
+    def add_device(self, device: str, public_key: str) -> schema.Device:
+        """Enrol a device, or make it active again; raises `LedgerError` if its key differs."""
+        with self._database.write() as session:
+            row = session.get(schema.Device, device)
+            if row is None:
+                row = schema.Device(id=device, public_key=public_key, added_at_s=time.time())
+                session.add(row)
+            elif row.public_key != public_key:
+                raise LedgerError(f"device {device} is enrolled with another key; choose a new id")
+            row.active = True
+            return row
+
+    def disable_device(self, device: str) -> None:
+        """Refuse the device's messages from now on; what it sent before stays."""
+        with self._database.write() as session:
+            row = session.get(schema.Device, device)
+            if row is None:
+                raise LedgerError(f"no device {device!r} is enrolled")
+            row.active = False
+
+    def device(self, device: str) -> schema.Device | None:
+        """Return the enrolled device or None."""
+        with self._database.read() as session:
+            return session.get(schema.Device, device)
+
+    def devices(self) -> Sequence[schema.Device]:
+        """Return all enrolled devices in the order of their ids."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.Device).order_by(schema.Device.id)).all()
+
+    def record_statuses(self, statuses: Iterable[tuple[Status, float]]) -> None:
+        """Keep each device's newest status, given with the time of its arrival."""
+        with self._database.write() as session:
+            for status, received_at_s in statuses:
+                fields = dataclasses.asdict(status)
+                session.merge(schema.DeviceStatus(received_at_s=received_at_s, **fields))
+
+    def statuses(self) -> Sequence[schema.DeviceStatus]:
+        """Return the newest status of every device that sent one."""
+        with self._database.read() as session:
+            return session.scalars(
+                select(schema.DeviceStatus).order_by(schema.DeviceStatus.device)
+            ).all()
+
+    # Rounds and weights
+
+    def rounds(self) -> Sequence[schema.Round]:
+        """Return all rounds, the first one first."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.Round).order_by(schema.Round.number)).all()
+
+    def round(self, number: int) -> schema.Round | None:
+        """Return a round or None."""
+        with self._database.read() as session:
+            return session.get(schema.Round, number)
+
+    def open_round(self) -> schema.Round | None:
+        """Return the round that is open now, or None before the first and after the last."""
+        with self._database.read() as session:
+            return session.scalar(select(schema.Round).where(schema.Round.closed_at_s.is_(None)))
+
+    def begin(self, *, now_s: float, deadline_s: float) -> schema.Round:
+        """Open round 0 from the initial weights."""
+        with self._database.write() as session:
+            return _open(session, 0, self.initial, now_s, deadline_s)
+
+    def extend_round(self, number: int, *, now_s: float, deadline_s: float) -> None:
+        """Give the open round a new issue time and deadline."""
+        with self._database.write() as session:
+            row = _open_row(session, number)
+            row.issued_at_s, row.deadline_s = now_s, deadline_s
+
+    def close_round(
+        self, number: int, weights: Flat, *, now_s: float, next_deadline_s: float | None
+    ) -> None:
+        """Close the open round with its aggregate and open the next one in the same transaction.
+
+        With `next_deadline_s` None it was the last round. Raises `LedgerError` if the round is
+        not open.
+        """
+        aggregate = self.blobs.put(encode_weights(weights, self.layout))
+        with self._database.write() as session:
+            row = _open_row(session, number)
+            row.closed_at_s = now_s
+            row.aggregate_sha256, row.aggregate_size = aggregate.sha256, aggregate.size
+            if next_deadline_s is not None:
+                _open(session, number + 1, aggregate, now_s, next_deadline_s)
+
+    def latest_round(self) -> int:
+        """Return the highest t that `global_weights` knows: the number of closed rounds."""
+        with self._database.read() as session:
+            closed = schema.Round.closed_at_s.is_not(None)
+            return session.scalar(select(func.count()).select_from(schema.Round).where(closed)) or 0
+
+    def weights_blob(self, round: int) -> str:
+        """Return the sha256 of the global weights that `round` starts from."""
+        if round == 0:
+            return self.initial.sha256
+        before = self.round(round - 1) if round > 0 else None
+        if before is None or before.aggregate_sha256 is None:
+            raise LedgerError(f"there are no weights for round {round} yet")
+        return before.aggregate_sha256
+
+    def global_weights(self, round: int) -> Flat:
+        """Return the flat float32 weights that `round` starts from, checked against their hash."""
+        sha256 = self.weights_blob(round)
+        try:
+            return decode_weights(self.blobs.read(sha256), self.layout)
+        except ProtocolError as error:
+            raise LedgerError(f"weights of round {round}: {error}") from error
+
+    def device_weights(self, device: str, round: int) -> Flat:
+        """Return what `device` had at the end of `round`: base + update in float32, bit for bit."""
+        return rebuild.device_weights(self, device, round)
+
+    # Updates
+
+    def record_update(self, offer: Offer, *, norm: float, received_at_s: float) -> schema.Update:
+        """Record an update whose blob is stored; repeating it returns the row that is there.
+
+        The verdict is "accepted" while its round is open and "late" afterwards. Raises
+        `LedgerError` for an unknown round, a missing blob, or a second, different update.
+        """
+        if not self.blobs.has(offer.blob.sha256):
+            raise LedgerError(f"blob {offer.blob.sha256} of the update is not stored")
+        with self._database.write() as session:
+            row = session.scalar(
+                select(schema.Update).filter_by(device=offer.device, round=offer.round)
+            )
+            if row is not None:
+                if row.blob_sha256 != offer.blob.sha256:
+                    raise LedgerError(f"{offer.device} has another update for round {offer.round}")
+                return row
+            target = session.get(schema.Round, offer.round)
+            if target is None:
+                raise LedgerError(f"there is no round {offer.round} yet")
+            row = schema.Update(
+                device=offer.device,
+                round=offer.round,
+                base_sha256=offer.base_sha256,
+                blob_sha256=offer.blob.sha256,
+                size_bytes=offer.blob.size,
+                encoding=offer.encoding,
+                samples=offer.samples,
+                steps=offer.steps,
+                loss_first=offer.loss_first,
+                loss_last=offer.loss_last,
+                norm=norm,
+                wall_s=offer.wall_s,
+                cpu_s=offer.cpu_s,
+                peak_rss_bytes=offer.peak_rss_bytes,
+                received_at_s=received_at_s,
+                verdict="accepted" if target.closed_at_s is None else "late",
+            )
+            session.add(row)
+            return row
+
+    def update(self, device: str, round: int) -> schema.Update | None:
+        """Return the device's update of a round or None."""
+        with self._database.read() as session:
+            return session.scalar(select(schema.Update).filter_by(device=device, round=round))
+
+    def updates(self, round: int | None = None) -> Sequence[schema.Update]:
+        """Return the updates of one round or of all, by round and device id."""
+        query = select(schema.Update).order_by(schema.Update.round, schema.Update.device)
+        if round is not None:
+            query = query.where(schema.Update.round == round)
+        with self._database.read() as session:
+            return session.scalars(query).all()
+
+    # What was refused
+
+    def record_dead_letters(self, letters: Iterable[schema.DeadLetter]) -> None:
+        """Add refused messages and forget all but the newest `DEAD_LETTERS_KEPT`."""
+        with self._database.write() as session:
+            session.add_all(letters)
+            session.flush()
+            newest = session.scalar(select(func.max(schema.DeadLetter.id))) or 0
+            session.execute(
+                delete(schema.DeadLetter).where(schema.DeadLetter.id <= newest - DEAD_LETTERS_KEPT)
+            )
+
+    def dead_letters(self) -> Sequence[schema.DeadLetter]:
+        """Return the kept refused messages, the oldest first."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.DeadLetter).order_by(schema.DeadLetter.id)).all()
+
+    # What the stages made
+
+    def record_artefact(
+        self, kind: ArtefactKind, name: str, path: Path, lineage: dict[str, Any]
+    ) -> schema.Artefact:
+        """Record a finished file and what it was made from; recording a name again renews it."""
+        absolute = (self.directory / path).resolve()
+        root = self.directory.resolve()
+        inside = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
+        row = schema.Artefact(
+            kind=kind,
+            name=name,
+            path=str(inside),
+            sha256=sha256_of_file(absolute),
+            lineage=lineage,
+            created_at_s=time.time(),
+        )
+        with self._database.write() as session:
+            session.add(row)
+        return row
+
+    def artefact(self, kind: ArtefactKind, name: str) -> schema.Artefact:
+        """Return the newest record of this name (file: `directory / row.path`).
+
+        Raises `LedgerError` naming what there is.
+        """
+        rows = [row for row in self.artefacts() if row.kind == kind]
+        for row in reversed(rows):
+            if row.name == name:
+                return row
+        known = ", ".join(sorted({row.name for row in rows})) or "none yet"
+        raise LedgerError(f"no {kind} named {name!r} in the ledger; there are: {known}")
+
+    def artefacts(self) -> Sequence[schema.Artefact]:
+        """Return every record, the oldest first."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.Artefact).order_by(schema.Artefact.id)).all()
+
+    def record_release(
+        self, version: int, name: str, envelope: bytes, files: Sequence[BlobRef]
+    ) -> schema.Release:
+        """Record a signed release whose files are stored; `serve` publishes the newest one.
+
+        Raises `LedgerError` if a file is missing or the version is not above every other.
+        """
+        for blob in files:
+            if not self.blobs.has(blob.sha256):
+                raise LedgerError(f"file {blob.sha256} of release {version} is not stored")
+        row = schema.Release(
+            version=version,
+            name=name,
+            envelope=envelope,
+            files=[dataclasses.asdict(blob) for blob in files],
+            created_at_s=time.time(),
+        )
+        with self._database.write() as session:
+            newest = session.scalar(select(func.max(schema.Release.version))) or 0
+            if version <= newest:
+                raise LedgerError(f"release {version} is not newer than release {newest}")
+            session.add(row)
+        return row
+
+    def latest_release(self) -> schema.Release | None:
+        """Return the newest release or None."""
+        rows = self.releases()
+        return rows[-1] if rows else None
+
+    def releases(self) -> Sequence[schema.Release]:
+        """Return all releases, the oldest first."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.Release).order_by(schema.Release.version)).all()
+
+    def record_install(
+        self, report: InstallReport, payload_sha256: str, *, received_at_s: float | None = None
+    ) -> None:
+        """Record a device's report once, however often the same payload arrives."""
+        with self._database.write() as session:
+            known = select(schema.Install).filter_by(payload_sha256=payload_sha256)
+            if session.scalar(known) is None:
+                received = time.time() if received_at_s is None else received_at_s
+                session.add(
+                    schema.Install(
+                        payload_sha256=payload_sha256,
+                        received_at_s=received,
+                        **dataclasses.asdict(report),
+                    )
+                )
+
+    def installs(self) -> Sequence[schema.Install]:
+        """Return every install report in the order of arrival."""
+        with self._database.read() as session:
+            return session.scalars(select(schema.Install).order_by(schema.Install.id)).all()
+
+    def pipeline_finished(self) -> bool:
+        """Say whether the stages after the last round have all ended well."""
+        with self._database.read() as session:
+            return session.get_one(schema.Run, 1).pipeline_finished_at_s is not None
+
+    def record_pipeline_finished(self) -> None:
+        """Remember that the stages after the last round have all ended well."""
+        with self._database.write() as session:
+            session.get_one(schema.Run, 1).pipeline_finished_at_s = time.time()
+
+
+def _open(
+    session: Session, number: int, base: BlobRef, now_s: float, deadline_s: float
+) -> schema.Round:
+    row = schema.Round(
+        number=number,
+        base_sha256=base.sha256,
+        base_size=base.size,
+        issued_at_s=now_s,
+        deadline_s=deadline_s,
+    )
+    session.add(row)
+    return row
+
+
+def _open_row(session: Session, number: int) -> schema.Round:
+    row = session.get(schema.Round, number)
+    if row is None or row.closed_at_s is not None:
+        raise LedgerError(f"round {number} is not open")
+    return row

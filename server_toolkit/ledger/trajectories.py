@@ -1,0 +1,82 @@
+"""Rebuilding every weight vector of a run from its ledger, and checking that nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_sdk.errors import ProtocolError
+from edge_sdk.protocol.messages import Encoding
+from edge_sdk.protocol.updates import decode_update
+from models.layout import Flat
+from server_toolkit.errors import LedgerError
+from server_toolkit.ledger import schema
+from server_toolkit.rounds.fedavg import federated_average
+
+if TYPE_CHECKING:
+    from server_toolkit.ledger.ledger import Ledger
+
+
+def stored_update(ledger: Ledger, row: schema.Update) -> Flat:
+    """Return the recorded update as flat float32; raises `LedgerError` if its blob is damaged."""
+    encoding: Encoding = "fp32" if row.encoding == "fp32" else "int8"
+    try:
+        return decode_update(ledger.blobs.read(row.blob_sha256), ledger.layout, encoding)
+    except ProtocolError as error:
+        raise LedgerError(f"update of {row.device}, round {row.round}: {error}") from error
+
+
+def device_weights(ledger: Ledger, device: str, round: int) -> Flat:
+    """Return base + update in float32; raises `LedgerError` if the device sent none."""
+    row = ledger.update(device, round)
+    if row is None:
+        raise LedgerError(f"{device} sent no update for round {round}")
+    return ledger.global_weights(round) + stored_update(ledger, row)
+
+
+def aggregate(ledger: Ledger, round: int) -> Flat:
+    """Return FedAvg over the accepted updates of `round`, one decoded update in memory at a time.
+
+    Raises `LedgerError` for a damaged blob or a round without accepted updates.
+    """
+    rows = [row for row in ledger.updates(round) if row.verdict == "accepted"]
+    if not rows:
+        raise LedgerError(f"round {round} has no accepted update")
+    updates = ((row.samples, stored_update(ledger, row)) for row in rows)
+    return federated_average(ledger.global_weights(round), updates)
+
+
+def verify(ledger: Ledger) -> Iterator[str]:
+    """Yield a sentence for everything that is no longer as it was received.
+
+    Every blob's hash is computed anew, every update decoded, every round's base compared with the
+    aggregate before it, and every aggregate computed again and compared bit for bit.
+    """
+    for sha256, what in (
+        (ledger.initial.sha256, "initial weights"),
+        (ledger.program.sha256, "program"),
+    ):
+        try:
+            ledger.blobs.read(sha256)
+        except LedgerError as error:
+            yield f"{what}: {error}"
+    for row in ledger.updates():
+        try:
+            stored_update(ledger, row)
+        except LedgerError as error:
+            yield f"update of {row.device}, round {row.round}: {error}"
+    for closed in ledger.rounds():
+        if closed.base_sha256 != ledger.weights_blob(closed.number):
+            yield f"round {closed.number}: its base is not the aggregate of the round before"
+        if closed.closed_at_s is None:
+            continue
+        try:
+            stored = ledger.global_weights(closed.number + 1)
+            same = np.array_equal(aggregate(ledger, closed.number), stored)
+        except LedgerError as error:
+            yield f"round {closed.number}: its aggregate cannot be checked: {error}"
+            continue
+        if not same:
+            yield f"round {closed.number}: the stored aggregate differs from FedAvg of its updates"
