@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.errors import RuntimeLibraryError
+from edge_sdk.runtime.buffers import aligned_zeros
 
 LIBRARY = Path(__file__).parent / "lib" / "libtrajsyn_runtime.so"
-# XNNPACK reads up to 16 bytes beyond a tensor's end and is fastest on cache-line boundaries.
-ALIGNMENT_BYTES = 64
 MIN_PROGRAM_BYTES = 64
 
 Array = npt.NDArray[np.generic]
@@ -33,11 +31,8 @@ class TensorInfo:
     shape: tuple[int, ...]
 
     def empty(self) -> Array:
-        """Return an aligned array with room behind it for what the kernels read too far."""
-        size = math.prod(self.shape) * self.dtype.itemsize
-        raw = np.zeros(size + 2 * ALIGNMENT_BYTES, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT_BYTES
-        return raw[start : start + size].view(self.dtype).reshape(self.shape)
+        """Return an array to use for it, aligned and zero."""
+        return aligned_zeros(self.shape, self.dtype)
 
 
 class Program:

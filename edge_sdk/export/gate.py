@@ -1,0 +1,161 @@
+"""The export gate: a program's results against float64 autograd of the network itself.
+
+Hand-written backward passes and a delegate's kernels can both be wrong without failing, so no
+program leaves without being run by the device's own runtime on random and on realistic inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_sdk.errors import GradientGateError
+from edge_sdk.runtime import GateResult, Program, ProgramFile
+from models import ModelSpec
+from models.networks import Network, build_model, flat_parameters, load_flat
+
+TOLERANCE = 1e-4
+# Below this part of the whole gradient's norm, a true gradient counts as zero.
+NEGLIGIBLE = 1e-9
+# Far enough to leave the initialisation, not so far that the loss, and all gradients, vanish.
+TRAINED_STEPS, STEP_LENGTH = 5, 0.05
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Flat weights, images `(B, C, H, W)` and label rows `(B, classes)`."""
+
+    flat: Float32
+    images: Float32
+    labels: Float32
+
+
+def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
+    """Return `file` with what was measured; raises `GradientGateError` naming the worst tensor.
+
+    An error is the norm of the difference over the norm of the float64 gradient. Where the true
+    gradient is zero, the norm of all gradients takes its place. An evaluation program is held to
+    the same tolerance with its logits.
+    """
+    program = file.load_program()
+    try:
+        errors: dict[str, float] = {}
+        for case in _cases(file.spec, file.micro_batch):
+            for name, error in _errors(file, program, case).items():
+                errors[name] = max(error, errors.get(name, 0.0))
+        if file.kind == "training":
+            errors |= _padding_errors(file, program)
+    finally:
+        program.close()
+    # A NaN is the worst of all and compares false with everything.
+    worst = max(errors, key=lambda n: np.nan_to_num(errors[n], nan=np.inf))
+    if not errors[worst] <= tolerance:
+        raise GradientGateError(
+            f"{worst} is off by {errors[worst]:.1e} of its norm (tolerance {tolerance:.0e}); "
+            "the program is refused. Its layer's block computes something else than the layer"
+        )
+    return dataclasses.replace(file, gate=GateResult(errors[worst], tolerance, worst))
+
+
+def _cases(spec: ModelSpec, batch: int) -> list[_Case]:
+    """Fresh weights on noise with soft labels, and slightly trained weights on drawn shapes."""
+    rng = np.random.default_rng(0)
+    shape = (batch, spec.channels, spec.image_size, spec.image_size)
+    noise = rng.random(shape, dtype=np.float32)
+    soft = rng.dirichlet(np.ones(spec.classes), batch).astype(np.float32)
+    model = build_model(spec, seed=0)
+    random = _Case(flat_parameters(model), noise, soft)
+
+    shapes = _shapes(rng, shape)
+    hot = np.eye(spec.classes, dtype=np.float32)[rng.integers(spec.classes, size=batch)]
+    trained = _trained(model.double(), shapes, hot)
+    if batch > 1:
+        hot[-1] = 0  # a padding row among real ones
+    return [random, _Case(trained, shapes, hot)]
+
+
+def _shapes(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Float32:
+    """Bright blobs on black, as digits and many sensors give: large areas that are all equal."""
+    batch, channels, side, _ = shape
+    y, x = np.mgrid[:side, :side] / side
+    centre = rng.uniform(0.2, 0.8, (2, batch, channels, 1, 1))
+    distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
+    return np.clip(1.5 - 25 * distance, 0, 1).astype(np.float32)
+
+
+def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
+    for _ in range(TRAINED_STEPS):
+        gradients = _reference(model, images, labels)[2]
+        norm = np.sqrt(sum(np.sum(g**2) for g in gradients.values()))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter -= torch.from_numpy(gradients[name]) * float(STEP_LENGTH / norm)
+    return flat_parameters(model)
+
+
+def _reference(
+    model: Network, images: Float32, labels: Float32
+) -> tuple[float, Float64, dict[str, Float64]]:
+    """Return summed loss, logits and gradients of a float64 model."""
+    model.zero_grad()
+    logits = model(torch.from_numpy(images).double())
+    loss = -(torch.from_numpy(labels).double() * logits.log_softmax(dim=1)).sum()
+    torch.autograd.backward(loss)
+    gradients = {n: cast(torch.Tensor, p.grad).numpy() for n, p in model.named_parameters()}
+    return loss.item(), logits.detach().numpy(), gradients
+
+
+def _run(file: ProgramFile, program: Program, case: _Case) -> list[Float32]:
+    weights = file.to_program(case.flat)
+    inputs = [np.ascontiguousarray(case.images.transpose(0, 2, 3, 1))]
+    if file.kind == "training":
+        inputs.append(case.labels)
+    inputs += [w for w, taken in zip(weights, file.is_input, strict=True) if taken]
+    outputs = [cast(Float32, info.empty()) for info in program.outputs]
+    program.execute(inputs, outputs)
+    return outputs
+
+
+def _errors(file: ProgramFile, program: Program, case: _Case) -> dict[str, float]:
+    outputs = _run(file, program, case)
+    model = build_model(file.spec).double()
+    load_flat(model, case.flat)
+    loss, logits, truth = _reference(model, case.images, case.labels)
+    if file.kind == "evaluation":
+        return {"logits": _relative(outputs[0], logits, 0.0)}
+
+    errors = {
+        "loss": _relative(outputs[0], np.array([loss]), 0.0),
+        "logits": _relative(outputs[1], logits, 0.0),
+    }
+    found = iter(outputs[2:])
+    gradients = [
+        next(found) if taken else np.zeros(p.program_shape, np.float32)
+        for p, taken in zip(file.parameters, file.is_input, strict=True)
+    ]
+    named = file.layout.split(file.from_program(gradients))
+    whole = float(np.sqrt(sum(np.sum(g**2) for g in truth.values())))
+    return errors | {name: _relative(named[name], g, whole) for name, g in truth.items()}
+
+
+def _relative(found: npt.NDArray[np.floating], truth: Float64, whole: float) -> float:
+    norm = float(np.linalg.norm(truth))
+    difference = float(np.linalg.norm(found.astype(np.float64) - truth))
+    scale = norm if norm > NEGLIGIBLE * whole else whole
+    return difference / scale if scale else difference
+
+
+def _padding_errors(file: ProgramFile, program: Program) -> dict[str, float]:
+    """A micro-batch of padding alone must give a loss and gradients of exactly zero."""
+    case = _cases(file.spec, file.micro_batch)[0]
+    outputs = _run(file, program, dataclasses.replace(case, labels=np.zeros_like(case.labels)))
+    del outputs[1]  # logits
+    return {} if not any(o.any() for o in outputs) else {"padding rows": float("inf")}

@@ -1,0 +1,53 @@
+"""Make the programs that devices run: one training step, and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from edge_sdk.export.blocks import Block
+from edge_sdk.export.chain import blocks_of
+from edge_sdk.export.gate import check
+from edge_sdk.export.lowering import lower
+from edge_sdk.export.steps import Evaluation, TrainingStep
+from edge_sdk.runtime import GateResult, ProgramFile, ProgramParameter
+from edge_sdk.runtime.program_file import Kind
+from models import ModelSpec, layout_of
+from models.networks import build_model
+
+_UNCHECKED = GateResult(max_relative_error=0.0, tolerance=0.0, worst="")
+
+
+def training_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
+    """Return the program of one training step on `micro_batch` images; takes 5-20 s.
+
+    Raises `UnsupportedLayerError` for a layer without a block, `GradientGateError` for gradients
+    that differ from float64 autograd, `RuntimeLibraryError` where the runtime is not built.
+    """
+    return check(export("training", spec, blocks_of(build_model(spec)), micro_batch))
+
+
+def evaluation_program(spec: ModelSpec, *, batch: int = 16) -> ProgramFile:
+    """Return the program that gives the logits of `batch` images; errors as `training_program`."""
+    return check(export("evaluation", spec, blocks_of(build_model(spec)), batch))
+
+
+def export(kind: Kind, spec: ModelSpec, blocks: Sequence[Block], batch: int) -> ProgramFile:
+    """Return the program of these blocks before it has passed the gate."""
+    forms = {name: form for block in blocks for name, form in block.forms.items()}
+    parameters = tuple(
+        ProgramParameter(p.name, p.shape, forms.get(p.name)) for p in layout_of(spec).parameters
+    )
+    taken = [p for p in parameters if p.form is not None]
+    images = torch.zeros(batch, spec.image_size, spec.image_size, spec.channels)
+    rows = (torch.zeros(batch, spec.classes),) if kind == "training" else ()
+    make: Callable[[Sequence[Block], Sequence[str]], nn.Module] = (
+        TrainingStep if kind == "training" else Evaluation
+    )
+    step = make(blocks, [p.name for p in taken])
+    pte = lower(step, (images, *rows, *(torch.zeros(p.program_shape) for p in taken)))
+    return ProgramFile(
+        kind=kind, spec=spec, micro_batch=batch, gate=_UNCHECKED, parameters=parameters, pte=pte
+    )

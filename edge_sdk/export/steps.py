@@ -1,0 +1,68 @@
+"""The functions that become programs: a training step and an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edge_sdk.export.blocks import Block, Gradients
+
+SMALLEST_PROBABILITY = 1e-37  # a sample's loss saturates at 85 instead of becoming infinite
+
+
+class TrainingStep(nn.Module):
+    """Images, label rows and parameters to summed loss, logits and gradients.
+
+    Images `(B, H, W, C)`, label rows `(B, classes)`, one-hot or soft, all zero for padding. Only
+    parameters in `names` are taken, and gradients given, in that order.
+    """
+
+    def __init__(self, blocks: Sequence[Block], names: Sequence[str]) -> None:
+        super().__init__()
+        self.blocks, self.names = blocks, names
+
+    def forward(self, images: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return `(loss (1,), logits (B, classes), *gradients)`."""
+        values = dict(zip(self.names, parameters, strict=True))
+        x, saved = images, []
+        for block in self.blocks:
+            x, kept = block.forward(x, values)
+            saved.append(kept)
+        loss, d = softmax_cross_entropy(x, labels.view(x.shape))
+        gradients: Gradients = {}
+        for block, kept in zip(reversed(self.blocks), reversed(saved), strict=True):
+            d, found = block.backward(d, kept, values)
+            gradients |= found
+        return loss, x.view(labels.shape), *(gradients[name] for name in self.names)
+
+
+class Evaluation(nn.Module):
+    """Images `(B, H, W, C)` and parameters to logits `(B, classes)`."""
+
+    def __init__(self, blocks: Sequence[Block], names: Sequence[str]) -> None:
+        super().__init__()
+        self.blocks, self.names = blocks, names
+
+    def forward(self, images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits."""
+        values = dict(zip(self.names, parameters, strict=True))
+        x = images
+        for block in self.blocks:
+            x, _ = block.forward(x, values)
+        return (x.view(x.shape[1:]),)
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `-sum(labels * log softmax)` as `(1,)` and its gradient, `(1, B, classes)`.
+
+    A row of labels that is all zero adds exactly zero to both.
+    """
+    _, rows, classes = logits.shape
+    probabilities = torch.softmax(logits, dim=2)
+    logs = torch.log(torch.clamp(probabilities, SMALLEST_PROBABILITY, 1.0))
+    flat = (labels * logs).view(1, rows * classes, 1)
+    loss = torch.bmm(torch.full((1, 1, rows * classes), -1.0), flat).view(1)
+    mass = torch.bmm(labels, torch.ones(1, classes, 1))
+    return loss, probabilities * mass - labels
