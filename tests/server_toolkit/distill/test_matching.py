@@ -6,7 +6,9 @@ import torch
 from models import ModelSpec, layout_of
 from server_toolkit.distill.matching import FlatNetwork, match_gradient
 
-SPEC = ModelSpec(channels=2, image_size=8, classes=3, width=4, depth=2, mean=(0.4, 0.5), std=(0.3, 0.2))
+SPEC = ModelSpec(
+    channels=2, image_size=8, classes=3, width=4, depth=2, mean=(0.4, 0.5), std=(0.3, 0.2)
+)
 
 
 def problem(dtype=torch.float64, seed=0):
@@ -18,7 +20,11 @@ def problem(dtype=torch.float64, seed=0):
     images = torch.rand(5, 2, 8, 8, generator=g, dtype=dtype)
     label_logits = torch.randn(5, 3, generator=g, dtype=dtype)
     batches = [torch.tensor(b) for b in ([0, 1, 2, 3, 4], [0, 2, 4], [1, 3, 0], [4, 1, 2])]
-    return network, dict(start=start, target=target, images=images, label_logits=label_logits), batches
+    return (
+        network,
+        dict(start=start, target=target, images=images, label_logits=label_logits),
+        batches,
+    )
 
 
 def unrolled(network, values, batches, step_size):

@@ -1,0 +1,184 @@
+"""Accuracy under attack, with confidence intervals, of a torch model and of what ships from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from server_toolkit.errors import ConfigError
+from server_toolkit.robust.attacks import fgsm, pgd
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Predictor = Callable[[Images], npt.NDArray[np.float32]]
+"""Maps `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)`."""
+
+Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`correct` of `count` images, as a share with its 95 % Wilson interval."""
+
+    correct: int
+    count: int
+
+    @property
+    def value(self) -> float:
+        """The share in [0, 1]; 0 where there is no image."""
+        return self.correct / self.count if self.count else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end of the score interval (Wilson 1927); (0, 1) without images."""
+        if self.count == 0:
+            return 0.0, 1.0
+        n, p, z = self.count, self.value, Z_95
+        scale = 1 + z * z / n
+        middle = (p + z * z / (2 * n)) / scale
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        low, high = self.interval
+        return {
+            "accuracy": self.value,
+            "low": low,
+            "high": high,
+            "correct": self.correct,
+            "count": self.count,
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one predictor makes of one set of images; `epsilon` and `steps` are 0 for clean ones."""
+
+    predictor: str
+    attack: str
+    epsilon: float
+    steps: int
+    overall: Accuracy
+    by_class: tuple[Accuracy, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "predictor": self.predictor,
+            "attack": self.attack,
+            "epsilon": self.epsilon,
+            "steps": self.steps,
+            **self.overall.to_dict(),
+            "by_class": [accuracy.to_dict() for accuracy in self.by_class],
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """All scores of one evaluation; the attacks' seed makes them repeatable."""
+
+    scores: tuple[Score, ...]
+    seed: int
+
+    def score(
+        self, *, attack: str = "clean", epsilon: float = 0.0, predictor: str = "torch"
+    ) -> Score:
+        """Return one score; raises `KeyError` for one that was not measured."""
+        for score in self.scores:
+            if (score.predictor, score.attack, score.epsilon) == (predictor, attack, epsilon):
+                return score
+        raise KeyError(f"no score of {predictor} under {attack} at epsilon {epsilon}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {"seed": self.seed, "scores": [score.to_dict() for score in self.scores]}
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    epsilons: Sequence[float],
+    steps: int = 20,
+    seed: int = 0,
+    predictors: Mapping[str, Predictor] | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> EvaluationReport:
+    """Measure clean, FGSM and PGD accuracy of `model` for every epsilon.
+
+    `images` `(N, C, H, W) float32 in [0, 1]`, `labels` `(N,) int64`. The adversarial images are
+    crafted once, white-box on the torch model, and judged by it (named `torch`) and by every one
+    of `predictors`, such as the exported ONNX: for those the numbers say how well the examples
+    transfer, an upper bound on accuracy under an attack of their own. Raises `ConfigError` for
+    images or labels that do not fit each other.
+    """
+    if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
+        raise ConfigError(
+            f"images {images.shape} and labels {labels.shape} do not fit; "
+            "need (N, C, H, W) and (N,) with N of at least 1"
+        )
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ConfigError("images must be finite and in [0, 1]; scale 0-255 pixels by 1/255")
+    model = model.to(device).eval()
+
+    def torch_predictor(batch: Images) -> npt.NDArray[np.float32]:
+        with torch.no_grad():
+            logits: npt.NDArray[np.float32] = (
+                model(torch.from_numpy(batch).to(device)).cpu().numpy()
+            )
+            return logits
+
+    judges: dict[str, Predictor] = {"torch": torch_predictor, **(predictors or {})}
+    conditions = [("clean", 0.0, 0)]
+    for epsilon in epsilons:
+        conditions += [("fgsm", epsilon, 1), ("pgd", epsilon, steps)]
+
+    classes = int(labels.max()) + 1
+    scores: list[Score] = []
+    for attack, epsilon, attack_steps in conditions:
+        generator = torch.Generator().manual_seed(seed)
+        hits: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in judges}
+        for start in range(0, len(images), batch_size):
+            x = torch.from_numpy(images[start : start + batch_size]).to(device)
+            y = torch.from_numpy(labels[start : start + batch_size]).to(device)
+            crafted = _craft(model, x, y, attack, epsilon, attack_steps, generator)
+            batch = crafted.cpu().numpy()
+            for name, predict in judges.items():
+                answer = predict(batch).argmax(axis=1)
+                hits[name].append(answer == labels[start : start + batch_size])
+        for name, parts in hits.items():
+            hit = np.concatenate(parts)
+            by_class = tuple(
+                Accuracy(int(hit[labels == c].sum()), int((labels == c).sum()))
+                for c in range(classes)
+            )
+            overall = Accuracy(int(hit.sum()), len(hit))
+            scores.append(Score(name, attack, epsilon, attack_steps, overall, by_class))
+    return EvaluationReport(tuple(scores), seed)
+
+
+def _craft(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: str,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the images that the named attack makes of `images`."""
+    if attack == "clean":
+        return images
+    if attack == "fgsm":
+        return fgsm(model, images, labels, epsilon=epsilon)
+    return pgd(model, images, labels, epsilon=epsilon, steps=steps, generator=generator)
