@@ -128,9 +128,11 @@ class MqttLink:
         self.connected = False
 
     def _build(self, version: Any) -> paho.Client:
-        clean = {} if version == paho.MQTTv5 else {"clean_session": True}
         client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=version, **clean
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=None if version == paho.MQTTv5 else True,
+            protocol=version,
         )
         client.suppress_exceptions = True  # or one bad callback ends paho's thread silently
         client.max_inflight_messages_set(MAX_INFLIGHT)

@@ -1,0 +1,510 @@
+"""The agent's loop: one thread owns all state, slow work runs in a second one.
+
+Everything that arrives is an event in one queue. Everything durable is in the `Store` before
+anybody is told of it, so that the process may be killed at any instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import edge_sdk
+from edge_sdk.agent.config import LoadedConfig
+from edge_sdk.agent.fetcher import Fetcher
+from edge_sdk.agent.installer import Candidate, Installer
+from edge_sdk.agent.local_training import TrainedRound, train_round
+from edge_sdk.agent.progress import write_progress
+from edge_sdk.agent.slots import (
+    SlotName,
+    envelope_sha256,
+    open_slot,
+    release_file,
+    slot_directory,
+)
+from edge_sdk.agent.store import Store
+from edge_sdk.agent.trial import TrialResult
+from edge_sdk.errors import EdgeError, ProtocolError, ReleaseError
+from edge_sdk.mqtt import Connected, Disconnected, MqttLink, Oversized, Received
+from edge_sdk.protocol import topics
+from edge_sdk.protocol.chunks import decode_chunk, encode_chunk
+from edge_sdk.protocol.messages import (
+    DOWNLINK,
+    AgentState,
+    BlobRef,
+    Done,
+    Message,
+    Need,
+    Reject,
+    Release,
+    Status,
+    Task,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.protocol.sender import OfferTimer, read_chunks
+from edge_sdk.protocol.signing import load_private_key, load_public_key, open_sealed, seal
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+PROGRESS_S = 2.0
+
+
+class Link(Protocol):
+    """What the agent needs of its connection; `MqttLink` in earnest."""
+
+    connected: bool
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Send at least once, or return False."""
+
+    def tick(self) -> None:
+        """Do what must be done now and then."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A slow job ended; `then` takes its outcome in the agent's own thread."""
+
+    future: Future[Any]
+    then: Callable[[Any, EdgeError | None], None]
+
+
+class Agent:
+    """One device's client. Feed `handle` and `tick`; `run` does both for a real connection."""
+
+    def __init__(
+        self, config: LoadedConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        settings = config.settings
+        self.config = config
+        self.device = settings.device
+        self.store = Store(config.state)
+        self.events: queue.Queue[Any] = queue.Queue(maxsize=10_000)
+        self.link: Link | None = None
+        self._clock = clock
+        self._key = load_private_key(config.resolve(settings.private_key))
+        self._server_key = load_public_key(config.resolve(settings.server_public_key))
+        self._fetcher = Fetcher(config.state / "fetched", device=self.device)
+        self._installer = Installer(config, self.store)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="work")
+        self._job: AgentState | None = None
+        self._cancel = threading.Event()
+        self._stop = threading.Event()
+        self._task: Task | None = None
+        self._release: tuple[Release, bytes] | None = None
+        self._offers: dict[str, OfferTimer] = {}
+        self._bytes = {
+            "bytes_up": self.store.number("bytes_up"),
+            "bytes_down": self.store.number("bytes_down"),
+        }
+        self._steps = (0, 0)
+        self._samples = 0
+        self._reported: tuple[object, ...] = ()
+        self._heartbeat_due_s = self._progress_due_s = 0.0
+        if self.store.get("probation_version") is not None:
+            self._resume_probation()
+
+    # The loop
+
+    def run(self) -> None:
+        """Connect and work until `stop` is called."""
+        link = MqttLink(
+            self.config.settings.broker,
+            client_id=self.device,
+            subscriptions=(
+                topics.TASK,
+                topics.RELEASE,
+                topics.downlink(self.device, "msg"),
+                topics.downlink(self.device, "chunk"),
+            ),
+            events=self.events,
+        )
+        self.link = link
+        link.start()
+        try:
+            while not self._stop.is_set():
+                with contextlib.suppress(queue.Empty):
+                    self.handle(self.events.get(timeout=TICK_S))
+                self.tick()
+        finally:
+            self.close()
+            link.stop()
+
+    def stop(self) -> None:
+        """Make `run` return soon; a training round in progress is given up and done again later."""
+        self._stop.set()
+        self._cancel.set()
+
+    def close(self) -> None:
+        """End the slow job and close the store."""
+        self._cancel.set()
+        self._worker.shutdown(wait=True)
+        self.store.put(**self._bytes)
+        self._write_progress("stopped")
+        self.store.close()
+
+    def handle(self, event: Any) -> None:
+        """Take one event; what a peer did wrong is logged and changes nothing."""
+        match event:
+            case Received(topic, payload):
+                self._bytes["bytes_down"] += len(payload)
+                try:
+                    self._on_message(topic, payload)
+                except ProtocolError as error:
+                    log.warning("ignored a message on %s: %s", topic, error)
+            case Connected():
+                log.info("connected to the broker")
+                for timer in self._offers.values():
+                    timer.reset()
+                self._say(self._fetcher.on_connect(self._clock()))
+                self._heartbeat_due_s = 0.0
+            case Disconnected(reason):
+                log.warning("connection lost: %s", reason)
+            case Oversized(topic, size):
+                log.warning("ignored %d bytes on %s", size, topic)
+            case Finished(future, then):
+                self._job = None
+                failure = future.exception()
+                if failure is not None and not isinstance(failure, EdgeError):
+                    raise failure
+                then(None if failure else future.result(), failure)
+        self._advance()
+
+    def tick(self) -> None:
+        """Do what time alone asks for."""
+        now_s = self._clock()
+        if self.link is None:
+            return
+        self.link.tick()
+        if self.link.connected:
+            self._say(self._fetcher.on_tick(now_s))
+            self._offer(now_s)
+            self._report_status(now_s)
+        if now_s >= self._progress_due_s:
+            self._progress_due_s = now_s + PROGRESS_S
+            self._write_progress(self._state())
+
+    # What arrives
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if topic == topics.TASK:
+            self._on_task(payload)
+        elif topic == topics.RELEASE:
+            self._on_release(payload)
+        elif topic == topics.downlink(self.device, "chunk"):
+            self._say(self._fetcher.on_chunk(decode_chunk(payload), self._clock()))
+        elif topic == topics.downlink(self.device, "msg"):
+            message = decode_message(open_sealed(payload, self._server_key), DOWNLINK)
+            if getattr(message, "device", None) != self.device:
+                raise ProtocolError("the message is for another device")
+            match message:
+                case Need():
+                    self._send_chunks(message)
+                case Done():
+                    self._settle(message.sha256, message.verdict)
+                case Reject():
+                    self._on_reject(message)
+
+    def _on_task(self, payload: bytes) -> None:
+        if not payload:
+            self._task = None
+            return
+        task = decode_message(open_sealed(payload, self._server_key), (Task,))
+        if not isinstance(task, Task) or task == self._task:
+            return
+        if task.expires_at_s < self._now_s(task.issued_at_s):
+            raise ProtocolError(f"the task for round {task.round} has expired")
+        if task.round <= self.store.highest_round(task.run):
+            self._task = None
+            return
+        if self._task is not None:
+            log.info("round %d replaces round %d", task.round, self._task.round)
+        self._task = task
+        self._cancel.set()  # a job for an older round is of no use any more
+        kept = [task.program, task.base]
+        if self._release is not None:
+            kept += self._release_blobs(self._release[0])
+        self._fetcher.keep_only(kept)
+        self._fetch()
+
+    def _on_release(self, envelope: bytes) -> None:
+        if not envelope or self.store.release_verdict(envelope_sha256(envelope)) is not None:
+            return
+        if self._release is not None and self._release[1] == envelope:
+            return
+        try:
+            release = decode_message(open_sealed(envelope, self._server_key), (Release,))
+        except ProtocolError as error:
+            reason = f"refused a release: {error}"
+            self.store.judge_release(envelope_sha256(envelope), 0, "refused", reason, None)
+            raise
+        assert isinstance(release, Release)
+        try:
+            self._installer.check_admissible(release, self._now_s(release.created_at_s))
+        except ReleaseError as error:
+            self._installer.record(release, envelope, "refused", str(error))
+            return
+        if self._release is not None and release.version <= self._release[0].version:
+            return
+        self._release = (release, envelope)
+        self._fetch()
+
+    def _on_reject(self, message: Reject) -> None:
+        if message.permanent:
+            log.error("the server refused an update: %s", message.reason)
+            self._settle(message.sha256, f"rejected: {message.reason}")
+        elif message.sha256 in self._offers:
+            self._offers[message.sha256].postpone(self._clock(), message.retry_after_s)
+
+    def _settle(self, sha256: str, outcome: str) -> None:
+        self._offers.pop(sha256, None)
+        if self.store.settle(sha256, outcome):
+            log.info("%s is with the server: %s", sha256[:12], outcome)
+
+    # What is sent
+
+    def _say(self, message: Message | None) -> None:
+        """Sign and publish on this device's uplink."""
+        if message is not None:
+            self._send("msg", encode_message(message))
+
+    def _send(self, channel: topics.Channel, payload: bytes) -> None:
+        data = seal(payload, self._key) if channel == "msg" else payload
+        if self.link is not None and self.link.publish(topics.uplink(self.device, channel), data):
+            self._bytes["bytes_up"] += len(data)
+
+    def _send_chunks(self, need: Need) -> None:
+        for item in self.store.outbox():
+            if item.blob.sha256 == need.sha256 and item.kind == "update":
+                self._timer(need.sha256).progress(self._clock())
+                for chunk in read_chunks(self.store.blob_path(need.sha256), item.blob, need):
+                    self._send("chunk", encode_chunk(chunk))
+
+    def _offer(self, now_s: float) -> None:
+        """Offer the oldest update and every report, when it is their time."""
+        updates = 0
+        for item in self.store.outbox():
+            updates += item.kind == "update"
+            if item.kind == "update" and updates > 1:
+                continue
+            if self._timer(item.blob.sha256).due(now_s):
+                self._send("msg", item.message)
+
+    def _timer(self, sha256: str) -> OfferTimer:
+        return self._offers.setdefault(sha256, OfferTimer(random.Random()))
+
+    def _report_status(self, now_s: float) -> None:
+        state, detail = self._state(), self._detail()
+        facts = (state, self._task and self._task.round, self.store.number("active_version"))
+        if facts == self._reported and now_s < self._heartbeat_due_s:
+            return
+        self._reported = facts
+        self._heartbeat_due_s = now_s + self.config.settings.heartbeat_s
+        self.store.put(**self._bytes)
+        self._say(
+            Status(
+                device=self.device,
+                at_s=round(time.time(), 3),
+                agent_version=edge_sdk.__version__,
+                state=state,
+                detail=detail,
+                round=self._task.round if self._task else None,
+                active_version=self.store.number("active_version"),
+                samples=self._samples,
+                outbox=len(self.store.outbox()),
+                **self._bytes,
+            )
+        )
+
+    # What is done
+
+    def _fetch(self) -> None:
+        wanted: list[BlobRef] = []
+        if self._release is not None:
+            wanted += self._release_blobs(self._release[0])
+        if self._task is not None:
+            wanted += [self._task.program, self._task.base]
+        self._say(self._fetcher.want(wanted, self._clock()))
+
+    def _advance(self) -> None:
+        """Start the next slow job if there is one and everything for it is here."""
+        if self._job is not None or self._stop.is_set():
+            return
+        if self._release is not None:
+            release, envelope = self._release
+            blobs = self._release_blobs(release)
+            if any(self._fetcher.failed(b) for b in blobs):
+                self._release = None
+                reason = "its files do not have the sha256 that the release names"
+                self._installer.record(release, envelope, "refused", reason)
+            elif all(self._fetcher.has(b) for b in blobs):
+                self._install(release, envelope)
+                return
+        if self._task is not None:
+            blobs = [self._task.program, self._task.base]
+            if any(self._fetcher.failed(b) for b in blobs):
+                log.error("round %d cannot be trained: its files are damaged", self._task.round)
+                self._task = None
+            elif all(self._fetcher.has(b) for b in blobs):
+                self._train(self._task)
+
+    def _start_job(
+        self,
+        state: AgentState,
+        work: Callable[[], Any],
+        then: Callable[[Any, EdgeError | None], None],
+    ) -> None:
+        self._job = state
+        future = self._worker.submit(work)
+        future.add_done_callback(lambda f: self.events.put(Finished(f, then)))
+
+    def _train(self, task: Task) -> None:
+        log.info("round %d: training", task.round)
+        self._cancel.clear()
+        residual = self.store.residual(task.run, task.layout)
+
+        def progress(step: int, steps: int) -> None:
+            self._steps = (step, steps)
+
+        def work() -> TrainedRound | None:
+            return train_round(
+                task,
+                config=self.config,
+                program_path=self._fetcher.path(task.program),
+                base_path=self._fetcher.path(task.base),
+                residual=residual,
+                should_stop=self._cancel.is_set,
+                progress=progress,
+            )
+
+        self._start_job("train", work, lambda r, e: self._trained(task, r, e))
+
+    def _trained(self, task: Task, trained: TrainedRound | None, error: EdgeError | None) -> None:
+        self._steps = (0, 0)
+        if error is not None:
+            log.error("round %d was not trained: %s", task.round, error)
+        elif trained is not None:
+            self._samples = trained.offer.samples
+            self.store.add_update(
+                trained.data,
+                encode_message(trained.offer),
+                run=task.run,
+                round_number=task.round,
+                residual=trained.residual,
+                layout=task.layout,
+            )
+            log.info(
+                "round %d: trained on %d images in %.1f s, %d bytes to send",
+                task.round, trained.offer.samples, trained.offer.wall_s, trained.offer.blob.size,
+            )  # fmt: skip
+        if self._task == task and (error is not None or trained is not None):
+            self._task = None
+
+    def _install(self, release: Release, envelope: bytes) -> None:
+        log.info("installing release %s version %d", release.name, release.version)
+        slot = self._installer.idle_slot()
+        model = release_file(release, self.config.settings.model.precision).blob
+        candidate = Candidate(
+            release,
+            envelope,
+            self._fetcher.path(model),
+            self._fetcher.path(release.reference),
+        )
+
+        def tried(trial: TrialResult | None, error: EdgeError | None) -> None:
+            self._release = None
+            if error is not None or trial is None:
+                self._installer.record(release, envelope, "refused", str(error))
+                return
+            self._installer.switch(release, slot)
+            self._check_health(release, envelope, slot, trial)
+
+        self._start_job("install", lambda: self._installer.prepare(candidate, slot), tried)
+
+    def _check_health(
+        self, release: Release, envelope: bytes, slot: SlotName, trial: TrialResult | None
+    ) -> None:
+        previous = self._installer.previous_slot()
+
+        def checked(accuracy: float | None, error: EdgeError | None) -> None:
+            if error is not None:
+                self._installer.go_back()
+                self._installer.record(release, envelope, "rolled_back", str(error), trial=trial)
+                return
+            self._installer.pass_probation()
+            self._installer.record(
+                release, envelope, "running", "healthy", trial=trial, accuracy=accuracy
+            )
+
+        self._start_job(
+            "install", lambda: self._installer.check_health(release, slot, previous), checked
+        )
+
+    def _resume_probation(self) -> None:
+        """Make the health check that a power cut interrupted right after the switch."""
+        slot: SlotName = "A" if self.store.get("active_slot") == "A" else "B"
+        directory = slot_directory(self.config.state, slot)
+        try:
+            release = open_slot(directory, self._server_key).release
+        except ReleaseError as error:
+            log.warning("the new model is damaged, going back to the one before: %s", error)
+            self._installer.go_back()
+            return
+        envelope = (directory / "release.signed").read_bytes()
+        self._check_health(release, envelope, slot, None)
+
+    # Small things
+
+    def _release_blobs(self, release: Release) -> list[BlobRef]:
+        file = release_file(release, self.config.settings.model.precision)
+        return [file.blob, release.reference]
+
+    def _now_s(self, signed_time_s: float) -> float:
+        """Return the wall clock, never behind the latest signed time: a Pi may have no clock."""
+        seen_s = float(self.store.get("seen_time_s") or 0.0)
+        if signed_time_s > seen_s + 60:
+            self.store.put(seen_time_s=signed_time_s)
+        return max(time.time(), seen_s, signed_time_s)
+
+    def _state(self) -> AgentState:
+        if self._job is not None:
+            return self._job
+        if self._task is not None or self._release is not None:
+            return "fetch"
+        return "publish" if any(i.kind == "update" for i in self.store.outbox()) else "idle"
+
+    def _detail(self) -> str:
+        done, steps = self._steps
+        return f"step {done} of {steps}" if steps else ""
+
+    def _write_progress(self, state: str) -> None:
+        last = self.store.last_release()
+        write_progress(
+            self.config.state,
+            {
+                "device": self.device,
+                "state": state,
+                "detail": self._detail(),
+                "connected": bool(self.link and self.link.connected),
+                "round": self._task.round if self._task else None,
+                "outbox": len(self.store.outbox()),
+                "active_slot": self.store.get("active_slot"),
+                "active_version": self.store.number("active_version"),
+                "last_release": None
+                if last is None
+                else {"version": last[0], "verdict": last[1], "reason": last[2]},
+                "agent_version": edge_sdk.__version__,
+                "at_s": round(time.time(), 3),
+                **self._bytes,
+            },
+        )

@@ -1,0 +1,162 @@
+"""From a fetched release to a running model, or back to the one before with the reason."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sdk.agent.config import LoadedConfig
+from edge_sdk.agent.slots import (
+    SlotName,
+    envelope_sha256,
+    fill_slot,
+    other,
+    slot_directory,
+)
+from edge_sdk.agent.store import Store
+from edge_sdk.agent.trial import TrialResult, run_trial
+from edge_sdk.errors import ReleaseError
+from edge_sdk.protocol.messages import InstallReport, InstallVerdict, Release, encode_message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A release whose signature, version and hashes have been checked, and where its files lie."""
+
+    release: Release
+    envelope: bytes
+    model: Path
+    reference: Path
+
+
+class Installer:
+    """Fills the idle slot, tries it, switches, checks its health and goes back if it is ill.
+
+    The switch and everything that must be known to undo it are one database transaction, so that
+    a power cut at any point leaves a slot that was tried; an interrupted health check is made
+    again at the next start. The slow parts (`prepare`, `check_health`) touch no
+    database and may run in another thread.
+    """
+
+    def __init__(self, config: LoadedConfig, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._precision = config.settings.model.precision
+
+    def check_admissible(self, release: Release, now_s: float) -> None:
+        """Raise `ReleaseError` if the release is older than one that ran here, or has expired."""
+        highest = self._store.number("highest_version")
+        if release.version <= highest:
+            raise ReleaseError(
+                f"version {release.version} is not newer than version {highest}, which was "
+                "installed here before; to go back, release the old model under a new version"
+            )
+        if release.expires_at_s < now_s:
+            raise ReleaseError(f"version {release.version} has expired; sign it anew")
+
+    def idle_slot(self) -> SlotName:
+        """Return the slot that is not running."""
+        return other(self._active())
+
+    def prepare(self, candidate: Candidate, slot: SlotName) -> TrialResult:
+        """Fill the idle slot and run the trial inference; raises `ReleaseError`."""
+        fill_slot(
+            slot_directory(self._config.state, slot),
+            envelope=candidate.envelope,
+            precision=self._precision,
+            model=candidate.model,
+            reference=candidate.reference,
+        )
+        return run_trial(self._config.file, slot, "reference")
+
+    def switch(self, release: Release, slot: SlotName) -> None:
+        """Make the tried slot the active one, on probation."""
+        self._store.put(
+            previous_slot=self._active(),
+            previous_version=self._store.number("active_version"),
+            active_slot=slot,
+            active_version=release.version,
+            highest_version=release.version,
+            probation_version=release.version,
+        )
+
+    def check_health(self, release: Release, slot: SlotName, previous: SlotName | None) -> float:
+        """Return the accuracy on the device's own images; raises `ReleaseError` if too low."""
+        accuracy = run_trial(self._config.file, slot, "local").local_accuracy
+        if accuracy is None or accuracy < release.health.min_accuracy:
+            raise ReleaseError(
+                f"accuracy on this device's images is {accuracy or 0:.3f}, "
+                f"below the {release.health.min_accuracy:.3f} that the release asks for"
+            )
+        if previous is not None:
+            try:
+                before = run_trial(self._config.file, previous, "local").local_accuracy or 0.0
+            except ReleaseError as error:
+                log.warning("the model before cannot be compared with: %s", error)
+                return accuracy
+            if accuracy < before - release.health.max_accuracy_drop:
+                raise ReleaseError(
+                    f"accuracy on this device's images fell from {before:.3f} to {accuracy:.3f}, "
+                    f"more than the {release.health.max_accuracy_drop:.3f} that is allowed"
+                )
+        return accuracy
+
+    def previous_slot(self) -> SlotName | None:
+        """Return the slot that ran before the active one."""
+        return _slot(self._store.get("previous_slot"))
+
+    def go_back(self) -> None:
+        """Make the slot before the active one again."""
+        self._store.put(
+            active_slot=self._store.get("previous_slot"),
+            active_version=self._store.number("previous_version"),
+            previous_slot=None,
+            probation_version=None,
+        )
+
+    def pass_probation(self) -> None:
+        """End the probation: the active slot is healthy."""
+        self._store.put(probation_version=None)
+
+    def record(
+        self,
+        release: Release,
+        envelope: bytes,
+        verdict: InstallVerdict,
+        reason: str,
+        *,
+        trial: TrialResult | None = None,
+        accuracy: float | None = None,
+    ) -> None:
+        """Keep the verdict and the report for the server, in one transaction."""
+        report = InstallReport(
+            device=self._config.settings.device,
+            release=release.name,
+            version=release.version,
+            verdict=verdict,
+            reason=reason,
+            active_version=self._store.number("active_version"),
+            precision=self._precision,
+            trial_max_abs_diff=trial.max_abs_diff if trial else None,
+            local_accuracy=accuracy,
+            inference_ms=trial.inference_ms if trial else None,
+            at_s=round(time.time(), 3),
+        )
+        self._store.judge_release(
+            envelope_sha256(envelope), release.version, verdict, reason, encode_message(report)
+        )
+        level = logging.INFO if verdict == "running" else logging.ERROR
+        log.log(
+            level, "release %s version %d: %s %s", release.name, release.version, verdict, reason
+        )
+
+    def _active(self) -> SlotName | None:
+        return _slot(self._store.get("active_slot"))
+
+
+def _slot(text: str | None) -> SlotName | None:
+    return None if text is None else ("A" if text == "A" else "B")

@@ -1,0 +1,63 @@
+"""`edge-sdk`: the device's commands. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+import edge_sdk
+from edge_sdk.commands import agent, export, init, predict, status
+from edge_sdk.errors import EdgeError
+
+DESCRIPTION = "Train on this device for a TrajSyn fleet, and run the robust model it sends back."
+EPILOG = """\
+first steps on a device:
+  edge-sdk init cam --device cam-01 --server-key server.pub --host broker.example --data images/
+  edge-sdk agent --config cam/device.toml
+  edge-sdk status --config cam/device.toml
+
+exit codes:
+  0 done                        5 native library or program unusable
+  1 another error               6 bad message or file from the other side
+  2 wrong option, file or data  7 the device's own files are damaged
+  3 layer not supported         8 no usable release
+  4 gradient gate not passed    130 interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="edge-sdk",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trajsyn {edge_sdk.__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens in detail")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (init, agent, status, predict, export):
+        command.add_parser(commands)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; a user's mistake is one line, not a traceback."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        code: int = options.run(options)
+    except EdgeError as error:
+        sys.stderr.write(f"edge-sdk: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
