@@ -16,6 +16,8 @@ from edge_sdk.errors import ProtocolError
 T = TypeVar("T")
 MAX_STRING = 4096
 MAX_ITEMS = 4096
+MAX_DEPTH = 16
+MAX_INTEGER = 2**63 - 1  # what a database column holds
 
 
 def bounded(
@@ -33,8 +35,9 @@ def bounded(
 def parse_json(data: bytes, *, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in `data`.
 
-    Raises `ProtocolError` for more than `max_bytes`, bad UTF-8, duplicate keys, NaN or Infinity,
-    and anything that is not an object.
+    Raises `ProtocolError` for more than `max_bytes`, bad UTF-8, duplicate keys, more than
+    `MAX_DEPTH` levels, text that no file or database takes (lone surrogates, NUL), integers beyond
+    64 bits, numbers that are not finite, and anything that is not an object.
     """
     if len(data) > max_bytes:
         raise ProtocolError(f"message of {len(data)} bytes; at most {max_bytes} are accepted")
@@ -42,11 +45,32 @@ def parse_json(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
         raise ProtocolError(f"message is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ProtocolError("message is JSON but no object")
+    _check_tree(value, 1)
     return value
+
+
+def _check_tree(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ProtocolError(f"message has more than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_tree(key, depth)
+            _check_tree(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_tree(item, depth + 1)
+    elif isinstance(value, str):
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise ProtocolError("message holds text with NUL or half a surrogate pair")
+    elif isinstance(value, int):
+        if abs(value) > MAX_INTEGER:
+            raise ProtocolError("message holds an integer beyond 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ProtocolError("message holds a number beyond float64")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,7 +93,7 @@ def decode(cls: type[T], fields: Mapping[str, Any], *, path: str = "") -> T:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     for name in sorted(fields.keys() - specs.keys()):
-        raise ProtocolError(f"unknown field {path}{name[:60]}")
+        raise ProtocolError(f"unknown field {path}{_short(name)}")
     for name in sorted(required - fields.keys()):
         raise ProtocolError(f"missing field {path}{name}")
     values = {}
@@ -105,7 +129,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict) or len(value) > MAX_ITEMS:
             raise ProtocolError(f"{path} must be an object of at most {MAX_ITEMS} keys")
-        return {k: _value(arguments[1], v, f"{path}.{k[:60]}") for k, v in value.items()}
+        return {k: _value(arguments[1], v, f"{path}.{_short(k)}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ProtocolError(f"{path} must be an object")
