@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal
 
 from edge_sdk.errors import ProtocolError
 from edge_sdk.protocol.schema import bounded, decode, parse_json
+from edge_sdk.protocol.topics import DEVICE_ID
 
 MAX_MESSAGE_BYTES = 32 * 1024
 MAX_BLOB_BYTES = 1 << 30
 SHA256 = r"[0-9a-f]{64}"
-DEVICE = r"[a-z0-9-]{3,40}"
+DEVICE = DEVICE_ID.pattern
 NAME = r"[A-Za-z0-9._-]{1,80}"
 
 Encoding = Literal["int8", "fp32"]
@@ -185,7 +186,7 @@ class Status:
     agent_version: str
     state: AgentState
     detail: str
-    round: int | None
+    round: int | None = bounded(low=0, high=10**6)
     active_version: int = bounded(low=0, high=10**9)
     samples: int = bounded(low=0, high=10**9)
     bytes_up: int = bounded(low=0, high=1 << 60)
