@@ -41,7 +41,8 @@ def unverified_payload(envelope: bytes) -> bytes:
         signature = base64.b64decode(head[:-1], validate=True)
     except (binascii.Error, ValueError) as error:
         raise ProtocolError("message does not begin with a signature") from error
-    if len(signature) != 64 or head[-1:] != b"\n":
+    # The last character of base64 has bits to spare: one signature, one spelling.
+    if len(signature) != 64 or base64.b64encode(signature) + b"\n" != head:
         raise ProtocolError("message does not begin with a signature")
     return payload
 
@@ -49,8 +50,14 @@ def unverified_payload(envelope: bytes) -> bytes:
 def create_key(path: Path) -> Ed25519PrivateKey:
     """Create a private key file (PEM, mode 0600) and its `.pub` beside it; never overwrites.
 
-    Raises `ConfigError` if `path` exists.
+    Raises `ConfigError` if either exists or cannot be written.
     """
+    public_path = path.with_suffix(".pub")
+    for taken in (path, public_path):
+        if taken.exists():
+            raise ConfigError(f"{taken} exists; a key is never overwritten, move it away first")
+    if path == public_path:
+        raise ConfigError(f"{path} cannot end in .pub: that file is for the public key")
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -59,15 +66,13 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     )
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{path} exists; a key is never overwritten, move it away first"
-        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot create the private key {path}: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
         file.flush()
         os.fsync(file.fileno())
-    path.with_suffix(".pub").write_text(public_key_text(key.public_key()) + "\n")
+    public_path.write_text(public_key_text(key.public_key()) + "\n")
     return key
 
 
@@ -92,16 +97,15 @@ def public_key_text(key: Ed25519PublicKey) -> str:
 
 def parse_public_key(text: str) -> Ed25519PublicKey:
     """Return the key in `public_key_text` form; raises `ConfigError` for anything else."""
-    kind, _, body = text.strip().partition(":")
+    line = text.strip()
     try:
-        raw = base64.b64decode(body + "=", altchars=b"-_", validate=True)
+        raw = base64.b64decode(line.removeprefix("ed25519:") + "=", altchars=b"-_", validate=True)
+        key = Ed25519PublicKey.from_public_bytes(raw)
     except ValueError:
-        raw = b""
-    if kind != "ed25519" or len(raw) != 32:
-        raise ConfigError(
-            f"{text.strip()[:80]!r} is no public key: expected 'ed25519:' and 43 characters"
-        )
-    return Ed25519PublicKey.from_public_bytes(raw)
+        key = None
+    if key is None or public_key_text(key) != line:
+        raise ConfigError(f"{line[:80]!r} is no public key: expected 'ed25519:' and 43 characters")
+    return key
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
