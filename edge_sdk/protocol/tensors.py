@@ -11,13 +11,14 @@ import safetensors.numpy
 import zstandard
 
 from edge_sdk.errors import ProtocolError
+from edge_sdk.protocol.schema import parse_json
 
 Array = npt.NDArray[np.generic]
 Layout = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
 
 _LEVEL = 3  # higher levels buy nothing on trained weights
 _MAX_ZSTD_WINDOW_BYTES = 8 << 20
-_HEADER_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 
 
 def pack(arrays: Mapping[str, Array]) -> bytes:
@@ -29,15 +30,20 @@ def pack(arrays: Mapping[str, Array]) -> bytes:
 def unpack(data: bytes, expected: Layout) -> dict[str, Array]:
     """Return exactly the expected names, shapes and dtypes; raises `ProtocolError` naming a misfit.
 
-    Floats must be finite: safetensors itself lets NaN and infinity pass.
+    Floats must be finite and names unique: safetensors itself lets NaN, infinity and repeated
+    names pass.
     """
+    if len(data) > packed_limit(expected):
+        raise ProtocolError(f"tensor file of {len(data)} bytes; limit {packed_limit(expected)}")
+    header_bytes = int.from_bytes(data[:8], "little")
     try:
+        parse_json(data[8 : 8 + header_bytes], max_bytes=_MAX_HEADER_BYTES)
         arrays: dict[str, Array] = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (ProtocolError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ProtocolError(f"not a tensor file: {error}") from error
     if arrays.keys() != expected.keys():
         odd = sorted(arrays.keys() ^ expected.keys())
-        raise ProtocolError(f"unknown or missing tensors: {', '.join(odd)[:200]}")
+        raise ProtocolError(f"unknown or missing tensors: {', '.join(map(repr, odd))[:200]}")
     for name, (shape, dtype) in expected.items():
         array = arrays[name]
         if array.shape != shape or array.dtype != dtype:
@@ -53,7 +59,7 @@ def packed_limit(expected: Layout) -> int:
     payload = sum(
         int(np.prod(shape, dtype=np.int64)) * np.dtype(d).itemsize for shape, d in expected.values()
     )
-    return payload + _HEADER_BYTES
+    return payload + _MAX_HEADER_BYTES
 
 
 def compress(data: bytes) -> bytes:
@@ -62,23 +68,22 @@ def compress(data: bytes) -> bytes:
 
 
 def decompress(data: bytes, *, max_bytes: int) -> bytes:
-    """Return the content of one zstd frame; raises `ProtocolError` above `max_bytes`.
+    """Return the content of exactly one zstd frame that declares its size.
 
-    `ZstdDecompressor.decompress(max_output_size=...)` does not bound a frame that declares its
-    size, so the declared size and window are checked first and the rest is read as a stream.
+    Raises `ProtocolError` above `max_bytes`, for a window above 8 MiB, and for missing or extra
+    bytes. `max_output_size` would not bound a frame that declares its size, so the declaration is
+    checked first; zstd itself holds the content to it.
     """
     try:
         parameters = zstandard.get_frame_parameters(data)
         declared = parameters.content_size
-        if declared != zstandard.CONTENTSIZE_UNKNOWN and declared > max_bytes:
+        if declared == zstandard.CONTENTSIZE_UNKNOWN:
+            raise ProtocolError("compressed data does not declare its size")
+        if declared > max_bytes:
             raise ProtocolError(f"compressed data unpacks to {declared} bytes; limit {max_bytes}")
         if parameters.window_size > _MAX_ZSTD_WINDOW_BYTES:
             raise ProtocolError(f"compressed data wants a window of {parameters.window_size} bytes")
         limits = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-        with limits.stream_reader(data) as reader:
-            content = reader.read(max_bytes + 1)
+        return limits.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ProtocolError(f"not zstd data: {error}") from error
-    if len(content) > max_bytes:
-        raise ProtocolError(f"compressed data unpacks to more than {max_bytes} bytes")
-    return content
