@@ -14,16 +14,18 @@ from edge_sdk.protocol.part_file import PartFile
 
 MAX_WINDOW = 16  # chunks; also the most that a sender answers to one `Need`
 FIRST_WINDOW = 2
-FIRST_TIMEOUT_S = 5.0
+FIRST_TIMEOUT_S = 10.0  # a chunk takes 8 s at 64 kbit/s
 MAX_TIMEOUT_S = 300.0
+MAX_BACKLOG_S = 20.0  # on its way at once; keep-alives of 60 s must get through behind it
 
 
 class Receiver:
     """Pulls the blob of one `PartFile` for `device`.
 
-    The window opens from 2 to 16 chunks while they arrive and halves on a timeout, so that a slow
-    link is never more than a few chunks behind its keep-alive. Progress, not the broker's PUBACK,
-    moves the window. Ranges lost on the way are asked for again after a growing timeout.
+    The window opens from 2 to 16 chunks while they arrive, but never to more than the link brings
+    in `MAX_BACKLOG_S`, and halves on a timeout. Progress, not the broker's PUBACK, moves it. What
+    was lost on the way is asked for again after three times the slowest recent gap between two
+    chunks, at least `FIRST_TIMEOUT_S`; the timeout doubles while nothing comes.
     """
 
     def __init__(self, part: PartFile, *, device: str) -> None:
@@ -33,6 +35,8 @@ class Receiver:
         self._window = FIRST_WINDOW
         self._timeout_s = FIRST_TIMEOUT_S
         self._deadline_s = 0.0
+        self._progress_s = 0.0
+        self._gap_s = 0.0
 
     @property
     def complete(self) -> bool:
@@ -42,6 +46,7 @@ class Receiver:
     def start(self, now_s: float) -> Need | None:
         """Ask anew for what is missing: at the beginning, after a reconnect, on a new offer."""
         self._asked.clear()
+        self._progress_s = now_s
         return self._ask(now_s)
 
     def on_chunk(self, chunk: Chunk, now_s: float) -> Need | None:
@@ -49,11 +54,14 @@ class Receiver:
         if not self.part.write(chunk):
             return None
         self._asked.discard(chunk.index)
-        self._timeout_s = FIRST_TIMEOUT_S
+        self._gap_s = max(now_s - self._progress_s, self._gap_s / 2)
+        self._progress_s = now_s
+        self._timeout_s = min(max(FIRST_TIMEOUT_S, 3 * self._gap_s), MAX_TIMEOUT_S)
         self._deadline_s = now_s + self._timeout_s
         if len(self._asked) > self._window // 2:
             return None
-        self._window = min(2 * self._window, MAX_WINDOW)
+        bearable = int(MAX_BACKLOG_S / max(self._gap_s, MAX_BACKLOG_S / MAX_WINDOW))
+        self._window = max(min(2 * self._window, bearable), 1)
         return self._ask(now_s)
 
     def on_tick(self, now_s: float) -> Need | None:
@@ -62,7 +70,8 @@ class Receiver:
             return None
         self._window = max(self._window // 2, 1)
         self._timeout_s = min(2 * self._timeout_s, MAX_TIMEOUT_S)
-        return self.start(now_s)
+        self._asked.clear()
+        return self._ask(now_s)
 
     def _ask(self, now_s: float) -> Need | None:
         free = self._window - len(self._asked)
