@@ -12,6 +12,7 @@ from edge_sdk.protocol.receiver import MAX_WINDOW
 
 FIRST_RETRY_S = 10.0
 MAX_RETRY_S = 600.0
+PROGRESS_RETRY_S = 30.0  # above the receiver's MAX_BACKLOG_S: a busy slow link is no silence
 
 
 def read_chunks(path: Path, blob: BlobRef, need: Need) -> Iterator[Chunk]:
@@ -44,9 +45,9 @@ class OfferTimer:
         self._delay_s, self._due_s = FIRST_RETRY_S, 0.0
 
     def progress(self, now_s: float) -> None:
-        """Wait a full delay again: the other side is asking for chunks."""
+        """Leave it be for a while: the other side is asking for chunks."""
         self._delay_s = FIRST_RETRY_S
-        self._due_s = now_s + self._delay_s
+        self._due_s = now_s + PROGRESS_RETRY_S
 
     def postpone(self, now_s: float, delay_s: float) -> None:
         """Wait as long as the server asked."""
