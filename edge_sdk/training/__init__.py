@@ -1,0 +1,24 @@
+"""Local training on a device: SGD over a training program, data sets and partitions.
+
+Importing this package loads numpy-level code only.
+"""
+
+from edge_sdk.training.dataset import Dataset, load_dataset, load_digits, load_folder, load_npz
+from edge_sdk.training.evaluate import accuracy, logits
+from edge_sdk.training.partition import load_partition, make_partition, write_partition
+from edge_sdk.training.sgd import TrainingResult, train
+
+__all__ = [
+    "Dataset",
+    "TrainingResult",
+    "accuracy",
+    "load_dataset",
+    "load_digits",
+    "load_folder",
+    "load_npz",
+    "load_partition",
+    "logits",
+    "make_partition",
+    "train",
+    "write_partition",
+]
