@@ -1,0 +1,101 @@
+"""`server-toolkit`: the command line of the server."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from edge_sdk import errors as edge_errors
+from models import SpecError
+from server_toolkit import __version__
+from server_toolkit.errors import ServerError
+
+EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 ledger missing or \
+damaged, 4 refused update, 5 distillation failed, 6 model misses the release gate, 130 interrupted \
+(run the command again to carry on)."""
+
+# One module a command group in `server_toolkit.commands`; each adds its commands in `register`.
+GROUPS = (
+    "init",
+    "devices",
+    "broker",
+    "serve",
+    "status",
+    "trajectories",
+    "distill",
+    "harden",
+    "evaluate",
+    "release",
+    "pipeline",
+)
+
+app = typer.Typer(
+    help="Run federated rounds, distil what devices learned, harden the model and release it.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"server-toolkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error.", envvar="TRAJSYN_LOG_LEVEL")
+    ] = "info",
+) -> None:
+    """Options that come before the command."""
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise typer.BadParameter(f"{log_level!r} is no log level", param_hint="--log-level")
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+    )
+    for noisy in ("alembic", "paho"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+for _group in GROUPS:
+    if importlib.util.find_spec(f"server_toolkit.commands.{_group}"):
+        importlib.import_module(f"server_toolkit.commands.{_group}").register(app)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and an exit code."""
+    try:
+        app()
+    except ServerError as error:
+        _end(error, error.exit_code)
+    except (edge_errors.ConfigError, SpecError) as error:
+        _end(error, 2)
+    except edge_errors.EdgeError as error:
+        _end(error, 1)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+
+
+def _end(message: object, code: int) -> None:
+    typer.echo(f"server-toolkit: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

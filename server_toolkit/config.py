@@ -1,0 +1,256 @@
+"""`server.toml`: everything that one run is told, checked when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+
+from edge_sdk.mqtt import BrokerSettings
+from edge_sdk.protocol.messages import NAME, Encoding, TrainingSettings
+from models import ModelSpec, SpecError, layout_of
+from server_toolkit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """A table of the file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """What the run is called and how many rounds it has."""
+
+    name: str = Field(pattern=f"^{NAME}$")
+    rounds: int = Field(ge=1, le=100_000)
+
+
+class ModelSection(Section):
+    """The network that devices train; fixed once the directory is made."""
+
+    architecture: str = "convnet"
+    channels: int
+    image_size: int
+    classes: int
+    width: int = 128
+    depth: int = 3
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The section as the description that both sides use."""
+        return ModelSpec(**self.model_dump())
+
+
+class BrokerSection(Section):
+    """How to reach the MQTT broker; TLS is used when `tls_ca` is set."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=1883, ge=1, le=65535)
+    keepalive_s: int = Field(default=60, ge=5, le=3600)
+    client_id: str | None = None  # default: "trajsyn-server-" and the run's name
+    username: str | None = None
+    password_file: str | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+class TrainingSection(Section):
+    """How devices train in a round."""
+
+    epochs: int = Field(default=1, ge=1, le=1000)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    learning_rate: float = Field(default=0.05, gt=0, le=100)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    proximal_mu: float = Field(default=0.0, ge=0, le=1000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    micro_batch: int = Field(default=4, ge=1, le=64)
+    encoding: Encoding = "int8"
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """The part that travels in a task."""
+        return TrainingSettings(**self.model_dump(exclude={"micro_batch", "encoding"}))
+
+
+class RoundsSection(Section):
+    """When a round closes: all active devices reported, or `deadline_s` after it began."""
+
+    quorum: int = Field(default=1, ge=1, le=1_000_000)
+    deadline_s: float = Field(default=600.0, gt=0, le=1e7)
+
+
+class LimitsSection(Section):
+    """What one device may ask of the server; 0 means the default or no limit."""
+
+    max_update_bytes: int = Field(default=0, ge=0, le=1 << 30)  # 0: from the model's size
+    max_open_transfers_per_device: int = Field(default=2, ge=1, le=100)
+    max_update_norm: float = Field(default=0.0, ge=0)  # L2; 0: any
+
+
+class DataSection(Section):
+    """The server's own labelled images (npz); both are optional."""
+
+    server_set: str | None = None
+    test_set: str | None = None
+
+
+class EvaluateSection(Section):
+    """How models are judged: L-infinity radii on images in [0, 1] and PGD steps."""
+
+    epsilons: tuple[float, ...] = (0.05, 0.1)
+    steps: int = Field(default=20, ge=1, le=10_000)
+    seed: int = Field(default=0, ge=0)
+
+
+class HealthSection(Section):
+    """What a release must reach on a device's own images, or the device goes back."""
+
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    max_accuracy_drop: float = Field(default=1.0, ge=0, le=1)
+
+
+class ReleaseSection(Section):
+    """What a model must reach before it is signed, against the undefended federated model."""
+
+    name: str = Field(default="model", pattern=f"^{NAME}$")
+    min_clean: float = Field(default=0.0, ge=0, le=1)
+    max_clean_drop: float = Field(default=1.0, ge=0, le=1)
+    min_robust_gain: float = Field(default=0.0, ge=-1, le=1)
+    expires_after_s: float = Field(default=90 * 86400.0, gt=0, le=1e9)
+    health: HealthSection = HealthSection()
+
+
+class PipelineSection(Section):
+    """What `serve` runs after the last round."""
+
+    enabled: bool = True
+    arm: str = Field(default="trajsyn_server_set", pattern=f"^{NAME}$")
+
+
+class ServerConfig(Section):
+    """The whole file. Relative paths in it are relative to the file's directory.
+
+    `distill` and `harden` are the fields of those stages' own settings; `settings_of` checks them.
+    """
+
+    run: RunSection
+    model: ModelSection
+    broker: BrokerSection = BrokerSection()
+    training: TrainingSection = TrainingSection()
+    rounds: RoundsSection = RoundsSection()
+    limits: LimitsSection = LimitsSection()
+    data: DataSection = DataSection()
+    distill: dict[str, Any] = {}
+    harden: dict[str, Any] = {}
+    evaluate: EvaluateSection = EvaluateSection()
+    release: ReleaseSection = ReleaseSection()
+    pipeline: PipelineSection = PipelineSection()
+    _file: Path = PrivateAttr(default=Path("server.toml"))
+
+    @property
+    def file(self) -> Path:
+        """The file itself, absolute."""
+        return self._file
+
+    @property
+    def directory(self) -> Path:
+        """The fleet directory: where the file is."""
+        return self._file.parent
+
+    @property
+    def max_update_bytes(self) -> int:
+        """The largest update accepted: as configured, or float32 parameters and a header."""
+        return self.limits.max_update_bytes or 4 * layout_of(self.model.spec).size + (1 << 20)
+
+    def resolve(self, path: str) -> Path:
+        """Return a path of the file as an absolute one."""
+        return (self.directory / Path(path).expanduser()).resolve()
+
+    def broker_settings(self) -> BrokerSettings:
+        """Return the connection's settings with absolute paths."""
+        values = self.broker.model_dump(exclude={"client_id"})
+        for key in ("password_file", "tls_ca", "tls_certificate", "tls_key"):
+            if values[key] is not None:
+                values[key] = str(self.resolve(values[key]))
+        return BrokerSettings(**values)
+
+    def settings_of(self, section: str, cls: type[T]) -> T:
+        """Return the table `section` as the dataclass `cls`.
+
+        Raises `ConfigError` naming the file and key for an unknown key or a value that does not
+        fit.
+        """
+        fields: dict[str, Any] = getattr(self, section)
+        known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in fields:
+            if key not in known:
+                raise ConfigError(f"{self.file}: [{section}] {_unknown(key, known)}")
+        try:
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            raise ConfigError(_explain(self.file, error, prefix=(section,))) from error
+        except ValueError as error:
+            raise ConfigError(f"{self.file}: [{section}] {error}") from error
+
+
+def load_config(file: Path) -> ServerConfig:
+    """Read and check a `server.toml`; raises `ConfigError` naming the file, key and remedy."""
+    file = file.resolve()
+    try:
+        fields = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {file}: {error.strerror}; "
+            "name the file with --config or make one with 'server-toolkit init'"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no TOML: {error}") from error
+    try:
+        config = ServerConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(_explain(file, error)) from error
+    try:
+        _ = config.model.spec
+    except SpecError as error:
+        raise ConfigError(f"{file}: [model] {error}") from error
+    config._file = file
+    return config
+
+
+def _explain(file: Path, error: ValidationError, *, prefix: tuple[str, ...] = ()) -> str:
+    """Return every mistake on a line of its own: file, [section] key, what is wrong."""
+    lines = []
+    for item in error.errors(include_url=False):
+        place = [str(part) for part in (*prefix, *item["loc"])]
+        section, key = (f"[{place[0]}] ", ".".join(place[1:])) if len(place) > 1 else ("", place[0])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{file}: {section}{_unknown(key, _known_keys(place))}")
+        elif item["type"] == "missing":
+            lines.append(f"{file}: {section}{key} is missing; add it")
+        else:
+            value = repr(item["input"])
+            lines.append(f"{file}: {section}{key} = {value[:80]}: {item['msg']}")
+    return "\n".join(lines)
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    model: Any = ServerConfig
+    for part in place[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    return f"{key} is no known key; {remedy}"
