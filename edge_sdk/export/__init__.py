@@ -1,5 +1,22 @@
-"""From a network to programs for devices. The only part of `edge_sdk` that imports torch."""
+"""From a network to programs for devices; the only part of `edge_sdk` that imports torch.
 
-from edge_sdk.export.programs import evaluation_program, training_program
+torch is loaded on the first use of a function, so that the command line can list the options of
+`edge-sdk export` where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_sdk.export.programs import evaluation_program, training_program
 
 __all__ = ["evaluation_program", "training_program"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from edge_sdk.export import programs
+
+        return getattr(programs, name)
+    raise AttributeError(name)

@@ -6,6 +6,8 @@ concatenate, view, permute, batch matrix product and element-wise operations occ
 native convolution would fall back to kernels a hundred times slower.
 """
 
+# ruff: noqa: ARG002 - a block uses what it needs of the signature that all share
+
 from __future__ import annotations
 
 import math
@@ -15,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from edge_sdk.runtime.program_file import Form
 
 Saved = Any
 Gradients = dict[str, Tensor]
 BIG = 1e30  # turns any positive activation into at least 1, so that a clamp makes it a mask
+
 
 class Block(ABC):
     """One layer, or a short run of layers that is cheaper together."""
@@ -111,7 +113,7 @@ def _columns(x: Tensor, *, reverse: bool) -> Tensor:
     """Return the nine shifted images side by side, `(1, B * H * W, 9 * C)` in (ky, kx, C) order."""
     b, h, w, c = x.shape
     shifts = (2, 1, 0) if reverse else (0, 1, 2)
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
     wide = torch.cat([padded[:, :, k : k + w] for k in shifts], dim=3)
     return torch.cat([wide[:, k : k + h] for k in shifts], dim=3).view(1, b * h * w, 9 * c)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
-import torch
 from torch import nn
 
 from edge_sdk.errors import UnsupportedLayerError

@@ -88,7 +88,8 @@ def _shapes(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Float
     y, x = np.mgrid[:side, :side] / side
     centre = rng.uniform(0.2, 0.8, (2, batch, channels, 1, 1))
     distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
-    return np.clip(1.5 - 25 * distance, 0, 1).astype(np.float32)
+    blobs: Float32 = np.clip(1.5 - 25 * distance, 0, 1).astype(np.float32)
+    return blobs
 
 
 def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
@@ -97,7 +98,7 @@ def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
         norm = np.sqrt(sum(np.sum(g**2) for g in gradients.values()))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter -= torch.from_numpy(gradients[name]) * float(STEP_LENGTH / norm)
+                parameter.sub_(torch.from_numpy(gradients[name]), alpha=float(STEP_LENGTH / norm))
     return flat_parameters(model)
 
 
@@ -154,7 +155,7 @@ def _relative(found: npt.NDArray[np.floating], truth: Float64, whole: float) -> 
 
 
 def _padding_errors(file: ProgramFile, program: Program) -> dict[str, float]:
-    """A micro-batch of padding alone must give a loss and gradients of exactly zero."""
+    """Hold a micro-batch of padding alone to a loss and gradients of exactly zero."""
     case = _cases(file.spec, file.micro_batch)[0]
     outputs = _run(file, program, dataclasses.replace(case, labels=np.zeros_like(case.labels)))
     del outputs[1]  # logits

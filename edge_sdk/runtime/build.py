@@ -1,7 +1,7 @@
-"""Compile the native library against the installed ExecuTorch wheel: `python -m edge_sdk.runtime.build`.
+"""Compile the native library against the installed ExecuTorch wheel.
 
-The result, `edge_sdk/runtime/lib/`, runs without torch and without executorch. Standard library
-only: `setup.py` loads this file before anything else is installed.
+`python -m edge_sdk.runtime.build` fills `edge_sdk/runtime/lib/`, which runs without torch and
+without executorch. Standard library only: `setup.py` loads this file on its own.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Program:
 
     def __init__(self, handle: int) -> None:
         self._library = _library()
-        self._handle = handle
+        self._handle: int | None = handle
         self.inputs = self._describe(is_output=False)
         self.outputs = self._describe(is_output=True)
 
@@ -55,11 +55,10 @@ class Program:
         Raises `RuntimeLibraryError` where the library is missing or the program is damaged.
         """
         library = _library()
-        try:
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        except OSError as error:
-            raise RuntimeLibraryError(f"{source}: {error.strerror}") from error
-        name = "program" if isinstance(source, bytes) else str(source)
+        if isinstance(source, bytes):
+            name, data = "program", source
+        else:
+            name, data = str(source), _read(Path(source))
         if len(data) < MIN_PROGRAM_BYTES:
             raise RuntimeLibraryError(f"{name}: {len(data)} bytes are no program")
         if threads is not None:
@@ -111,6 +110,13 @@ class Program:
             shape = tuple(int(s) for s in sizes[:rank])
             found.append(TensorInfo(np.dtype(_DTYPES[dtype.value]), shape))
         return tuple(found)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RuntimeLibraryError(f"{path}: {error.strerror}") from error
 
 
 def set_threads(count: int) -> None:

@@ -26,7 +26,6 @@ from models import ModelSpec, ParameterLayout, SpecError, layout_of
 MAX_FILE_BYTES = 64 << 20
 MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_MICRO_BATCH = 4096
-FORMAT = "trajsyn-program-1"
 _METADATA_KEY = "trajsyn_program"
 
 Kind = Literal["training", "evaluation"]
@@ -154,7 +153,7 @@ class ProgramFile:
     def to_bytes(self) -> bytes:
         """Return the file: safetensors with one uint8 tensor and the description as metadata."""
         description = _Description(
-            format=FORMAT,
+            format="trajsyn-program-1",
             kind=self.kind,
             spec=self.spec.to_dict(),
             layout=self.layout.fingerprint,

@@ -1,4 +1,4 @@
-"""Local SGD over a training program: momentum, weight decay and FedProx's proximal term, in numpy."""
+"""Local SGD over a training program, in numpy: momentum, weight decay, FedProx's proximal term."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def train(
     proximal_mu: float = 0.0,
     threads: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> TrainingResult:
     """Train from the flat vector `start`, which is left as it is.
 
@@ -87,7 +87,8 @@ def train(
                     )
                 optimizer.step(gradients.sums, 1 / len(batch))
                 steps, total = steps + 1, total + loss
-                on_step(steps, epochs * per_epoch, loss / len(batch))
+                if on_step is not None:
+                    on_step(steps, epochs * per_epoch, loss / len(batch))
             if stopped:
                 break
             losses.append(total / len(order))
