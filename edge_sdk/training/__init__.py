@@ -6,8 +6,8 @@ Importing this package loads numpy-level code only.
 from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.evaluate import accuracy, logits
 from edge_sdk.training.partition import load_partition, make_partition, write_partition
-from edge_sdk.training.sgd import TrainingResult, train
 from edge_sdk.training.sources import load_dataset, load_digits, load_folder, load_npz
+from edge_sdk.training.trainer import TrainingResult, train
 
 __all__ = [
     "Dataset",
