@@ -159,10 +159,14 @@ class Ledger:
         with self._database.read() as session:
             return session.scalar(select(schema.Round).where(schema.Round.closed_at_s.is_(None)))
 
-    def begin(self, *, now_s: float, deadline_s: float) -> schema.Round:
-        """Open round 0 from the initial weights."""
+    def begin_round(self, *, now_s: float, deadline_s: float) -> schema.Round:
+        """Open the round after the last closed one; raises `LedgerError` if one is open."""
+        number = self.latest_round()
+        base = self.weights_blob(number)
         with self._database.write() as session:
-            return _open(session, 0, self.initial, now_s, deadline_s)
+            if session.get(schema.Round, number) is not None:
+                raise LedgerError(f"round {number} has begun already")
+            return _open(session, number, base, now_s, deadline_s)
 
     def extend_round(self, number: int, *, now_s: float, deadline_s: float) -> None:
         """Give the open round a new issue time and deadline."""
@@ -183,6 +187,7 @@ class Ledger:
             row = _open_row(session, number)
             row.closed_at_s = now_s
             row.aggregate_sha256, row.aggregate_size = aggregate.sha256, aggregate.size
+            session.get_one(schema.Run, 1).pipeline_finished_at_s = None
             if next_deadline_s is not None:
                 _open(session, number + 1, aggregate, now_s, next_deadline_s)
 
@@ -192,18 +197,18 @@ class Ledger:
             closed = schema.Round.closed_at_s.is_not(None)
             return session.scalar(select(func.count()).select_from(schema.Round).where(closed)) or 0
 
-    def weights_blob(self, round: int) -> str:
-        """Return the sha256 of the global weights that `round` starts from."""
+    def weights_blob(self, round: int) -> BlobRef:
+        """Return where the global weights are that `round` starts from."""
         if round == 0:
-            return self.initial.sha256
-        before = self.round(round - 1) if round > 0 else None
-        if before is None or before.aggregate_sha256 is None:
+            return self.initial
+        before = self.round(round - 1)
+        if before is None or before.aggregate_sha256 is None or before.aggregate_size is None:
             raise LedgerError(f"there are no weights for round {round} yet")
-        return before.aggregate_sha256
+        return BlobRef(sha256=before.aggregate_sha256, size=before.aggregate_size)
 
     def global_weights(self, round: int) -> Flat:
         """Return the flat float32 weights that `round` starts from, checked against their hash."""
-        sha256 = self.weights_blob(round)
+        sha256 = self.weights_blob(round).sha256
         try:
             return decode_weights(self.blobs.read(sha256), self.layout)
         except ProtocolError as error:

@@ -68,7 +68,7 @@ def verify(ledger: Ledger) -> Iterator[str]:
         except LedgerError as error:
             yield f"update of {row.device}, round {row.round}: {error}"
     for closed in ledger.rounds():
-        if closed.base_sha256 != ledger.weights_blob(closed.number):
+        if closed.base_sha256 != ledger.weights_blob(closed.number).sha256:
             yield f"round {closed.number}: its base is not the aggregate of the round before"
         if closed.closed_at_s is None:
             continue

@@ -1,0 +1,1 @@
+"""Everything that arrives from devices: checked in order, assembled, recorded, answered."""
