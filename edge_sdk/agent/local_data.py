@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.errors import ConfigError
-from edge_sdk.training.dataset import Dataset, load_digits, load_folder, load_npz
+from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.partition import load_partition
+from edge_sdk.training.sources import load_dataset
 from models import ModelSpec
 
 
@@ -15,19 +16,12 @@ def load_local_data(config: LoadedConfig, spec: ModelSpec) -> Dataset:
     Raises `ConfigError` naming the file and what to change.
     """
     data = config.settings.data
-    if data.kind == "digits":
-        dataset = load_digits(spec.image_size)
-    elif data.path is None:
-        raise ConfigError(f"{config.file}: [data] kind {data.kind!r} needs a path")
-    elif data.kind == "npz":
-        dataset = load_npz(config.resolve(data.path))
-    else:
-        dataset = load_folder(config.resolve(data.path))
+    path = None if data.path is None else config.resolve(data.path)
+    dataset = load_dataset(data.kind, path, spec)
     if data.partition is not None:
-        indices = load_partition(
-            config.resolve(data.partition), config.settings.device, size=len(dataset.labels)
-        )
+        partition = config.resolve(data.partition)
+        indices = load_partition(partition, config.settings.device, examples=len(dataset))
         dataset = dataset.subset(indices)
-    if not len(dataset.labels):
+    if not len(dataset):
         raise ConfigError(f"{config.file}: [data] gives this device no image")
-    return dataset.fit_to(spec)
+    return dataset

@@ -19,7 +19,7 @@ from edge_sdk.errors import ProtocolError
 from edge_sdk.protocol.messages import BlobRef, Offer, Task
 from edge_sdk.protocol.updates import decode_weights, encode_update
 from edge_sdk.runtime.program_file import ProgramFile
-from edge_sdk.training.sgd import train
+from edge_sdk.training.trainer import train
 from models import layout_of
 
 log = logging.getLogger(__name__)
@@ -79,9 +79,9 @@ def train_round(
         seed=device_seed(task, device),
         threads=config.settings.compute.threads,
         should_stop=should_stop,
-        progress=progress,
+        on_step=lambda step, steps, _loss: progress(step, steps),
     )
-    if result is None:
+    if not result.completed:
         return None
     if residual is not None and residual.shape != start.shape:
         log.error("the error feedback on disk is damaged; going on without it")
