@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
+from sqlalchemy import Select, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from server_toolkit.errors import LedgerError
 
+Row = TypeVar("Row")
 BUSY_TIMEOUT_S = 10
 
 
@@ -52,6 +53,11 @@ class Database:
             session.begin(),
         ):
             yield session
+
+    def rows(self, query: Select[Row]) -> Sequence[Row]:
+        """Return all rows of a query for one kind of object."""
+        with self.read() as session:
+            return session.scalars(query).all()
 
     def migrate(self) -> None:
         """Bring the tables to this software's version; raises `LedgerError` if they are newer."""

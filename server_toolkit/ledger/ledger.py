@@ -6,14 +6,13 @@ import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from edge_sdk.errors import ProtocolError
-from edge_sdk.protocol.messages import BlobRef, InstallReport, Offer, Status
-from edge_sdk.protocol.part_file import sha256_of_file
+from edge_sdk.protocol.messages import BlobRef, Offer, Status
 from edge_sdk.protocol.updates import decode_weights, encode_weights
 from models import ModelSpec, layout_of
 from models.layout import Flat
@@ -22,12 +21,15 @@ from server_toolkit.ledger import schema
 from server_toolkit.ledger import trajectories as rebuild
 from server_toolkit.ledger.blobs import BlobStore
 from server_toolkit.ledger.database import Database
+from server_toolkit.ledger.stage_records import StageRecords
 
-ArtefactKind = Literal["proxy", "model", "evaluation"]
+if TYPE_CHECKING:
+    from server_toolkit.distill.segments import Trajectories
+
 DEAD_LETTERS_KEPT = 1000
 
 
-class Ledger:
+class Ledger(StageRecords):
     """The tables and blobs of one run; several processes may have it open at once.
 
     Rows are returned as detached `schema` objects. Every `record_` and `close_` call is one
@@ -36,14 +38,12 @@ class Ledger:
     """
 
     def __init__(self, directory: Path, database: Database, run: schema.Run) -> None:
-        self.directory = directory
-        self.blobs = BlobStore(directory / "blobs")
+        super().__init__(directory, database)
         self.run = run.name
         self.spec = ModelSpec.from_dict(run.spec)
         self.layout = layout_of(self.spec)
         self.program = BlobRef(sha256=run.program_sha256, size=run.program_size)
         self.initial = BlobRef(sha256=run.initial_sha256, size=run.initial_size)
-        self._database = database
 
     @classmethod
     def create(
@@ -125,8 +125,7 @@ class Ledger:
 
     def devices(self) -> Sequence[schema.Device]:
         """Return all enrolled devices in the order of their ids."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.Device).order_by(schema.Device.id)).all()
+        return self._database.rows(select(schema.Device).order_by(schema.Device.id))
 
     def record_statuses(self, statuses: Iterable[tuple[Status, float]]) -> None:
         """Keep each device's newest status, given with the time of its arrival."""
@@ -137,17 +136,13 @@ class Ledger:
 
     def statuses(self) -> Sequence[schema.DeviceStatus]:
         """Return the newest status of every device that sent one."""
-        with self._database.read() as session:
-            return session.scalars(
-                select(schema.DeviceStatus).order_by(schema.DeviceStatus.device)
-            ).all()
+        return self._database.rows(select(schema.DeviceStatus).order_by(schema.DeviceStatus.device))
 
     # Rounds and weights
 
     def rounds(self) -> Sequence[schema.Round]:
         """Return all rounds, the first one first."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.Round).order_by(schema.Round.number)).all()
+        return self._database.rows(select(schema.Round).order_by(schema.Round.number))
 
     def round(self, number: int) -> schema.Round | None:
         """Return a round or None."""
@@ -218,6 +213,10 @@ class Ledger:
         """Return what `device` had at the end of `round`: base + update in float32, bit for bit."""
         return rebuild.device_weights(self, device, round)
 
+    def trajectories(self) -> Trajectories:
+        """Return the weights of every closed round, the fleet's and each device's."""
+        return rebuild.trajectories(self)
+
     # Updates
 
     def record_update(self, offer: Offer, *, norm: float, received_at_s: float) -> schema.Update:
@@ -270,8 +269,7 @@ class Ledger:
         query = select(schema.Update).order_by(schema.Update.round, schema.Update.device)
         if round is not None:
             query = query.where(schema.Update.round == round)
-        with self._database.read() as session:
-            return session.scalars(query).all()
+        return self._database.rows(query)
 
     # What was refused
 
@@ -287,101 +285,9 @@ class Ledger:
 
     def dead_letters(self) -> Sequence[schema.DeadLetter]:
         """Return the kept refused messages, the oldest first."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.DeadLetter).order_by(schema.DeadLetter.id)).all()
+        return self._database.rows(select(schema.DeadLetter).order_by(schema.DeadLetter.id))
 
-    # What the stages made
-
-    def record_artefact(
-        self, kind: ArtefactKind, name: str, path: Path, lineage: dict[str, Any]
-    ) -> schema.Artefact:
-        """Record a finished file and what it was made from; recording a name again renews it."""
-        absolute = (self.directory / path).resolve()
-        root = self.directory.resolve()
-        inside = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
-        row = schema.Artefact(
-            kind=kind,
-            name=name,
-            path=str(inside),
-            sha256=sha256_of_file(absolute),
-            lineage=lineage,
-            created_at_s=time.time(),
-        )
-        with self._database.write() as session:
-            session.add(row)
-        return row
-
-    def artefact(self, kind: ArtefactKind, name: str) -> schema.Artefact:
-        """Return the newest record of this name (file: `directory / row.path`).
-
-        Raises `LedgerError` naming what there is.
-        """
-        rows = [row for row in self.artefacts() if row.kind == kind]
-        for row in reversed(rows):
-            if row.name == name:
-                return row
-        known = ", ".join(sorted({row.name for row in rows})) or "none yet"
-        raise LedgerError(f"no {kind} named {name!r} in the ledger; there are: {known}")
-
-    def artefacts(self) -> Sequence[schema.Artefact]:
-        """Return every record, the oldest first."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.Artefact).order_by(schema.Artefact.id)).all()
-
-    def record_release(
-        self, version: int, name: str, envelope: bytes, files: Sequence[BlobRef]
-    ) -> schema.Release:
-        """Record a signed release whose files are stored; `serve` publishes the newest one.
-
-        Raises `LedgerError` if a file is missing or the version is not above every other.
-        """
-        for blob in files:
-            if not self.blobs.has(blob.sha256):
-                raise LedgerError(f"file {blob.sha256} of release {version} is not stored")
-        row = schema.Release(
-            version=version,
-            name=name,
-            envelope=envelope,
-            files=[dataclasses.asdict(blob) for blob in files],
-            created_at_s=time.time(),
-        )
-        with self._database.write() as session:
-            newest = session.scalar(select(func.max(schema.Release.version))) or 0
-            if version <= newest:
-                raise LedgerError(f"release {version} is not newer than release {newest}")
-            session.add(row)
-        return row
-
-    def latest_release(self) -> schema.Release | None:
-        """Return the newest release or None."""
-        rows = self.releases()
-        return rows[-1] if rows else None
-
-    def releases(self) -> Sequence[schema.Release]:
-        """Return all releases, the oldest first."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.Release).order_by(schema.Release.version)).all()
-
-    def record_install(
-        self, report: InstallReport, payload_sha256: str, *, received_at_s: float | None = None
-    ) -> None:
-        """Record a device's report once, however often the same payload arrives."""
-        with self._database.write() as session:
-            known = select(schema.Install).filter_by(payload_sha256=payload_sha256)
-            if session.scalar(known) is None:
-                received = time.time() if received_at_s is None else received_at_s
-                session.add(
-                    schema.Install(
-                        payload_sha256=payload_sha256,
-                        received_at_s=received,
-                        **dataclasses.asdict(report),
-                    )
-                )
-
-    def installs(self) -> Sequence[schema.Install]:
-        """Return every install report in the order of arrival."""
-        with self._database.read() as session:
-            return session.scalars(select(schema.Install).order_by(schema.Install.id)).all()
+    # What comes after the rounds
 
     def pipeline_finished(self) -> bool:
         """Say whether the stages after the last round have all ended well."""

@@ -16,6 +16,7 @@ from server_toolkit.ledger import schema
 from server_toolkit.rounds.fedavg import federated_average
 
 if TYPE_CHECKING:
+    from server_toolkit.distill.segments import Trajectories
     from server_toolkit.ledger.ledger import Ledger
 
 
@@ -46,6 +47,22 @@ def aggregate(ledger: Ledger, round: int) -> Flat:
         raise LedgerError(f"round {round} has no accepted update")
     updates = ((row.samples, stored_update(ledger, row)) for row in rows)
     return federated_average(ledger.global_weights(round), updates)
+
+
+def trajectories(ledger: Ledger) -> Trajectories:
+    """Return the weights of every closed round: the fleet's, and base + update of each device.
+
+    Late updates are left out, so that the result no longer changes once the rounds are closed.
+    """
+    from server_toolkit.distill.segments import Trajectories
+
+    last = ledger.latest_round()
+    devices: dict[str, dict[int, Flat]] = {}
+    for row in ledger.updates():
+        if row.round < last and row.verdict == "accepted":
+            weights = ledger.global_weights(row.round) + stored_update(ledger, row)
+            devices.setdefault(row.device, {})[row.round] = weights
+    return Trajectories({t: ledger.global_weights(t) for t in range(last + 1)}, devices)
 
 
 def verify(ledger: Ledger) -> Iterator[str]:
