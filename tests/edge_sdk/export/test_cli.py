@@ -1,0 +1,38 @@
+import argparse
+
+import pytest
+
+from edge_sdk.errors import ConfigError
+from edge_sdk.export import cli
+from edge_sdk.runtime import ProgramFile
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    cli.add_parser(parser.add_subparsers())
+    return parser.parse_args(["export", *arguments])
+
+
+OPTIONS = ["--channels", "1", "--classes", "2", "--mean", "0.5", "--std", "0.25"]
+
+
+def test_the_command_writes_a_program_file(tmp_path, runtime, capsys):
+    path = tmp_path / "p.tsp"
+    size = ["--image-size", "4", "--width", "4", "--depth", "1", "--micro-batch", "2"]
+    args = parse(*OPTIONS, *size, "--output", str(path), "--evaluation")
+    assert args.run(args) == 0
+    file = ProgramFile.load(path)
+    assert (file.kind, file.micro_batch, file.spec.width) == ("evaluation", 2, 4)
+    assert "tolerance 1e-04" in capsys.readouterr().out
+
+
+def test_a_size_that_cannot_be_halved_is_a_user_error(tmp_path):
+    args = parse(*OPTIONS, "--image-size", "28", "--output", str(tmp_path / "p.tsp"))
+    with pytest.raises(ConfigError, match="28 becomes 32"):
+        args.run(args)
+
+
+def test_a_missing_folder_is_found_before_the_work(tmp_path):
+    args = parse(*OPTIONS, "--image-size", "32", "--output", str(tmp_path / "no" / "p.tsp"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        args.run(args)
