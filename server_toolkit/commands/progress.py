@@ -1,0 +1,65 @@
+"""How a stage shows that it works: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from server_toolkit.stages.workspace import Progress
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY_S = 5.0
+
+
+@contextmanager
+def show_progress(title: str) -> Iterator[Progress]:
+    """Give a function that a stage calls with what is done, the total and a text."""
+    if not sys.stderr.isatty():
+        yield _log_lines(title)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def update(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, text=text)
+
+        yield update
+
+
+def _log_lines(title: str) -> Progress:
+    shown_s = 0.0
+
+    def update(done: int, total: int, text: str) -> None:
+        nonlocal shown_s
+        now = time.monotonic()
+        if done == total or now - shown_s >= LINE_EVERY_S:
+            shown_s = now
+            log.info("%s: %d of %d, %s", title, done, total, text)
+
+    return update
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end a stage as Ctrl-C does: its checkpoint is kept, the exit code is 130."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
