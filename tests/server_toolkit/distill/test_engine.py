@@ -1,0 +1,177 @@
+"""Distillation lowers the matching loss, repeats by seed, resumes bit for bit and gives up well."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import ModelSpec, layout_of
+from models.networks import build_model, flat_parameters
+from server_toolkit.distill.checkpoint import DistillState
+from server_toolkit.distill.config import DistillConfig
+from server_toolkit.distill.engine import distill, guard_against_divergence
+from server_toolkit.distill.initial_images import ServerSet
+from server_toolkit.distill.segments import Trajectories
+from server_toolkit.errors import ConfigError, DistillationError
+
+SPEC = ModelSpec(channels=1, image_size=8, classes=3, width=4, depth=2, mean=(0.3,), std=(0.4,))
+FAST = dict(iterations=45, images_per_class=2, batch_size=4, student_steps=3, last_round=None)
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+    """Three rounds of one device that learns to tell three bright places apart."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((60, 1, 8, 8), np.float32)) * 0.3
+    labels = torch.arange(60) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[0, :, 3 * label : 3 * label + 2] += 0.6
+    model = build_model(SPEC, seed=0)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    path = {0: flat_parameters(model)}
+    for t in range(3):
+        for _ in range(10):
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        path[t + 1] = flat_parameters(model)
+    return Trajectories(path, {"a": {t: path[t + 1] for t in range(3)}})
+
+
+def same(first, second):
+    return (
+        np.array_equal(first.images, second.images)
+        and np.array_equal(first.labels, second.labels)
+        and first.step_size == second.step_size
+    )
+
+
+@pytest.mark.parametrize("parameterisation", ["pixels", "half_resolution"])
+@pytest.mark.parametrize("segment", ["fleet", "local", "device"])
+def test_matching_loss_falls(trajectories, parameterisation, segment):
+    losses = []
+    config = DistillConfig(**FAST, parameterisation=parameterisation, segment=segment)
+    proxy = distill(
+        trajectories, SPEC, config=config, progress=lambda p: losses.append(p.match_loss)
+    )
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
+    assert proxy.metadata["match_loss"] == pytest.approx(np.mean(losses[-20:]))
+    assert proxy.images.shape == (6, 1, 8, 8)
+    assert proxy.hard_labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_seed_decides_the_result(trajectories):
+    runs = [distill(trajectories, SPEC, config=DistillConfig(**FAST, seed=s)) for s in (4, 4, 5)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [5, 20, 33, 45])
+def test_killed_run_resumes_to_bit_identical_images(trajectories, tmp_path, killed_at):
+    def kill(progress):
+        if progress.iteration == killed_at:
+            raise KilledError
+
+    config, path = DistillConfig(**FAST), tmp_path / "distill.ckpt"
+    whole = distill(trajectories, SPEC, config=config)
+    with pytest.raises(KilledError):
+        distill(trajectories, SPEC, config=config, checkpoint=path, progress=kill)
+    iterations = []
+    resumed = distill(
+        trajectories,
+        SPEC,
+        config=config,
+        checkpoint=path,
+        progress=lambda p: iterations.append(p.iteration),
+    )
+    assert same(whole, resumed)
+    assert iterations[0] == (killed_at - 1) // 20 * 20 + 1  # nothing earlier is done again
+    assert same(whole, distill(trajectories, SPEC, config=config, checkpoint=path))
+
+
+def test_checkpoint_of_another_run_is_refused(trajectories, tmp_path):
+    path = tmp_path / "distill.ckpt"
+    distill(trajectories, SPEC, config=DistillConfig(**FAST), checkpoint=path)
+    with pytest.raises(ConfigError, match="other settings"):
+        distill(trajectories, SPEC, config=DistillConfig(**FAST, seed=1), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="damaged"):
+        distill(trajectories, SPEC, config=DistillConfig(**FAST), checkpoint=path)
+
+
+@pytest.mark.parametrize("losses_after", [[5.0] * 20, [float("nan")]])
+def test_divergence_goes_back_to_the_best_at_half_the_rates(losses_after):
+    state = DistillState.fresh({"pixels": torch.zeros(3)})
+    state.values["pixels"] += 1
+    state.losses, state.iteration = [2.0] * 20, 20
+    guard_against_divergence(state, 2.0)
+    assert state.rate_scale == 1.0
+
+    state.values["pixels"] += 1
+    state.adam_count = 25
+    state.losses += losses_after
+    state.iteration += len(losses_after)
+    guard_against_divergence(state, losses_after[-1])
+    assert state.values["pixels"].tolist() == [1, 1, 1]
+    assert (state.rate_scale, state.adam_count) == (0.5, 0)
+
+
+def test_falling_loss_is_left_alone():
+    state = DistillState.fresh({"pixels": torch.zeros(3)})
+    for iteration in range(1, 61):
+        state.values["pixels"] += 1
+        state.losses.append(1 / iteration)
+        state.iteration = iteration
+        guard_against_divergence(state, 1 / iteration)
+    assert state.values["pixels"].tolist() == [60] * 3
+
+
+def test_run_that_never_is_finite_is_an_error(trajectories):
+    far = Trajectories({0: trajectories.global_path[0], 1: trajectories.global_path[1] * 1e30})
+    with pytest.raises(DistillationError, match="not finite"):
+        distill(far, SPEC, config=DistillConfig(**FAST))
+
+
+def test_labels_stay_when_they_are_not_learned(trajectories):
+    proxy = distill(trajectories, SPEC, config=DistillConfig(**FAST, learn_labels=False))
+    assert np.allclose(proxy.labels.max(axis=1), 0.95 + 0.05 / 3)
+    assert np.array_equal(proxy.labels.argmax(axis=1), proxy.hard_labels)
+
+
+def test_server_set_start_stays_near_the_real_images(trajectories):
+    real = ServerSet(
+        np.random.default_rng(1).random((6, 1, 8, 8), np.float32), np.repeat(np.arange(3), 2)
+    )
+    config = DistillConfig(
+        **{**FAST, "iterations": 1}, start="server_set", parameterisation="pixels"
+    )
+    proxy = distill(trajectories, SPEC, config=config, server_set=real)
+    nearest = [np.abs(real.images - image).max(axis=(1, 2, 3)).min() for image in proxy.images]
+    assert max(nearest) <= config.image_learning_rate + 1e-6
+
+
+def test_lineage_names_segments_devices_and_settings(trajectories):
+    config = DistillConfig(**FAST, segment="local", first_round=1)
+    proxy = distill(trajectories, SPEC, config=config, ledger_id="ledger-7")
+    assert proxy.metadata["ledger_id"] == "ledger-7"
+    assert proxy.metadata["segments"] == ["local a 1", "local a 2"]
+    assert proxy.metadata["devices"] == ["a"]
+    assert proxy.metadata["config"] == config.to_dict()
+
+
+def test_weights_of_another_network_are_refused(trajectories):
+    other = ModelSpec(channels=1, image_size=8, classes=4, depth=2, mean=(0.3,), std=(0.4,))
+    with pytest.raises(DistillationError, match=str(layout_of(other).size)):
+        distill(trajectories, other, config=DistillConfig(**FAST))
+
+
+@pytest.mark.parametrize(
+    "field", [dict(start="stars"), dict(iterations=0), dict(seed=-1), dict(initial_step_size=0.0)]
+)
+def test_config_out_of_range_is_named(field):
+    with pytest.raises(ConfigError, match=next(iter(field))):
+        DistillConfig(**field)
