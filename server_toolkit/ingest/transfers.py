@@ -57,6 +57,7 @@ class Transfers:
         self.ledger = ledger
         self.limits = limits
         self.directory = ledger.directory / "incoming"
+        self.recorded = 0
         self._open: dict[tuple[str, str], Transfer] = {}
         self._finished: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._base: tuple[str, Flat] | None = None
@@ -182,6 +183,7 @@ class Transfers:
         if arrived.exists():
             self.ledger.blobs.adopt(arrived)
         row = self.ledger.record_update(offer, norm=norm, received_at_s=now_s)
+        self.recorded += 1
         log.info(
             "round %d: update of %s %s (%d bytes, %d samples, loss %.3f -> %.3f)",
             row.round,

@@ -271,6 +271,12 @@ class Ledger(StageRecords):
             query = query.where(schema.Update.round == round)
         return self._database.rows(query)
 
+    def update_counts(self) -> dict[str, int]:
+        """Return how many updates have each verdict."""
+        query = select(schema.Update.verdict, func.count()).group_by(schema.Update.verdict)
+        with self._database.read() as session:
+            return {"accepted": 0, "late": 0} | {v: n for v, n in session.execute(query)}
+
     # What was refused
 
     def record_dead_letters(self, letters: Iterable[schema.DeadLetter]) -> None:

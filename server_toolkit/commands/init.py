@@ -1,0 +1,99 @@
+"""`server-toolkit init`: make the directory of a new run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_sdk.protocol.signing import create_key, public_key_text
+from server_toolkit.commands.template import SERVER_TOML
+from server_toolkit.config import load_config
+from server_toolkit.errors import ConfigError
+from server_toolkit.ledger import Ledger
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(init)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="A directory that does not exist or is empty.")],
+    *,
+    name: Annotated[str, typer.Option(help="The run's name.")],
+    classes: Annotated[int, typer.Option(help="Classes of images.")],
+    image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.")],
+    channels: Annotated[int, typer.Option(help="1 for grey images, 3 for colour.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds before the pipeline runs.")] = 20,
+    architecture: Annotated[str, typer.Option(help="convnet or alexnet.")] = "convnet",
+    width: Annotated[int, typer.Option(help="Channels of the ConvNet's layers.")] = 128,
+    depth: Annotated[int, typer.Option(help="Blocks of the ConvNet.")] = 3,
+    mean: Annotated[
+        list[float] | None,
+        typer.Option(help="Mean of the pixels in [0, 1], once a channel. Default: 0.5."),
+    ] = None,
+    std: Annotated[
+        list[float] | None, typer.Option(help="Their deviation, once a channel. Default: 0.5.")
+    ] = None,
+    micro_batch: Annotated[int, typer.Option(help="Images in one step of the program.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first weights and of training.")] = 0,
+    host: Annotated[str, typer.Option(help="The MQTT broker's host.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The MQTT broker's port.")] = 1883,
+) -> None:
+    """Make a new run: keys, server.toml, the devices' training program and the first weights."""
+    directory = directory.resolve()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    text = SERVER_TOML.format(
+        name=json.dumps(name),
+        rounds=rounds,
+        architecture=json.dumps(architecture),
+        channels=channels,
+        image_size=image_size,
+        classes=classes,
+        width=width,
+        depth=depth,
+        mean=json.dumps(mean or [0.5] * channels),
+        std=json.dumps(std or [0.5] * channels),
+        host=json.dumps(host),
+        port=port,
+        micro_batch=micro_batch,
+        seed=seed,
+    )
+    # Made beside and renamed at the end, so that an interrupted `init` leaves nothing behind.
+    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        public_key = _make(draft, text)
+        draft.rename(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    typer.echo(f"{directory} is ready; the devices need this key: {public_key}")
+    typer.echo(f"next: server-toolkit devices add --config {directory / 'server.toml'} ...")
+
+
+def _make(directory: Path, text: str) -> str:
+    """Fill the directory and return the server's public key."""
+    (directory / "server.toml").write_text(text)
+    config = load_config(directory / "server.toml")  # before the slow part: it finds mistakes
+    from edge_sdk.export import training_program
+    from models.networks import build_model, flat_parameters
+
+    spec = config.model.spec
+    typer.echo("exporting the training program and checking its gradients")
+    (directory / "programs").mkdir()
+    program = directory / "programs" / "training.program"
+    training_program(spec, micro_batch=config.training.micro_batch).save(program)
+    weights = flat_parameters(build_model(spec, seed=config.training.seed))
+    (directory / "keys").mkdir(mode=0o700)
+    key = create_key(directory / "keys" / "server.key")
+    ledger = Ledger.create(
+        directory, run=config.run.name, spec=spec, weights=weights, program=program.read_bytes()
+    )
+    ledger.close()
+    return public_key_text(key.public_key())
