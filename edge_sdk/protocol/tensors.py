@@ -77,8 +77,8 @@ def decompress(data: bytes, *, max_bytes: int) -> bytes:
     try:
         parameters = zstandard.get_frame_parameters(data)
         declared = parameters.content_size
-        if declared == zstandard.CONTENTSIZE_UNKNOWN:
-            raise ProtocolError("compressed data does not declare its size")
+        if declared in (0, zstandard.CONTENTSIZE_UNKNOWN):
+            raise ProtocolError("compressed data is empty or does not declare its size")
         if declared > max_bytes:
             raise ProtocolError(f"compressed data unpacks to {declared} bytes; limit {max_bytes}")
         if parameters.window_size > _MAX_ZSTD_WINDOW_BYTES:
