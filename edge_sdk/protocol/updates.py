@@ -75,7 +75,8 @@ def decode_update(data: bytes, layout: ParameterLayout, encoding: Encoding) -> F
         if (scale < 0).any():
             raise ProtocolError(f"{p.name}.scale holds a negative scale")
         rows = _rows(arrays[f"{p.name}.q"].astype(np.float32))
-        parts[p.name] = (rows * scale[:, None]).reshape(p.shape)
+        with np.errstate(over="ignore"):  # found below
+            parts[p.name] = (rows * scale[:, None]).reshape(p.shape)
     flat = layout.join(parts)
     if not np.isfinite(flat).all():
         raise ProtocolError("the update overflows float32")
