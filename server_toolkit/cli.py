@@ -69,8 +69,10 @@ def options(
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
     )
-    for noisy in ("alembic", "paho"):
+    for noisy in ("alembic", "paho", "amqtt"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisier in ("torchao", "torch.utils._pytree"):  # they warn of GPU code that we never call
+        logging.getLogger(noisier).setLevel(logging.ERROR)
 
 
 for _group in GROUPS:

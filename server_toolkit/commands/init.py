@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,9 @@ def _make(directory: Path, text: str) -> str:
     typer.echo("exporting the training program and checking its gradients")
     (directory / "programs").mkdir()
     program = directory / "programs" / "training.program"
-    training_program(spec, micro_batch=config.training.micro_batch).save(program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own code
+        training_program(spec, micro_batch=config.training.micro_batch).save(program)
     weights = flat_parameters(build_model(spec, seed=config.training.seed))
     (directory / "keys").mkdir(mode=0o700)
     key = create_key(directory / "keys" / "server.key")

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from edge_sdk.protocol.updates import decode_update
+from server_toolkit.ledger.trajectories import aggregate, verify
+from tests.server_toolkit.fleet import LAYOUT, FakeDevice, coordinator, new_ledger, random_flat
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Two closed rounds of two devices, the second of which is late in round 0."""
+    ledger = new_ledger(tmp_path / "fleet")
+    one, two = FakeDevice("camera-1").enrol(ledger), FakeDevice("camera-2").enrol(ledger)
+    rounds = coordinator(ledger, rounds=2)
+    rounds.start(0.0)
+    one.record(ledger, 0, seed=1)
+    rounds.on_tick(100.0)
+    two.record(ledger, 0, seed=2)
+    one.record(ledger, 1, seed=3, samples=1)
+    two.record(ledger, 1, seed=4, samples=3, encoding="fp32")
+    rounds.on_tick(101.0)
+    assert ledger.latest_round() == 2
+    yield ledger
+    ledger.close()
+
+
+def test_the_aggregate_is_the_weighted_mean_of_the_decoded_updates(ledger):
+    _, first = FakeDevice("camera-1").update(ledger, 1, seed=3)
+    _, second = FakeDevice("camera-2").update(ledger, 1, seed=4, encoding="fp32")
+    mean = (
+        1 * decode_update(first, LAYOUT, "int8").astype(np.float64)
+        + 3 * decode_update(second, LAYOUT, "fp32").astype(np.float64)
+    ) / 4
+    expected = (ledger.global_weights(1) + mean).astype(np.float32)
+    np.testing.assert_array_equal(aggregate(ledger, 1), expected)
+    np.testing.assert_array_equal(ledger.global_weights(2), expected)
+
+
+def test_trajectories_hold_every_counted_vector(ledger):
+    paths = ledger.trajectories()
+    assert sorted(paths.global_path) == [0, 1, 2]
+    assert {d: sorted(p) for d, p in paths.device_path.items()} == {
+        "camera-1": [0, 1],
+        "camera-2": [1],  # its update of round 0 was late
+    }
+    np.testing.assert_array_equal(paths.global_path[0], random_flat(0))
+    np.testing.assert_array_equal(
+        paths.device_path["camera-2"][1], ledger.device_weights("camera-2", 1)
+    )
+
+
+def test_an_untouched_ledger_verifies(ledger):
+    assert list(verify(ledger)) == []
+
+
+def test_a_flipped_bit_in_an_update_is_named(ledger):
+    path = ledger.blobs.path(ledger.update("camera-2", 0).blob_sha256)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (difference,) = verify(ledger)
+    assert "camera-2" in difference
+    assert "round 0" in difference
+
+
+def test_another_aggregate_is_named(ledger):
+    false = ledger.weights_blob(0).sha256
+    with ledger._database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE round SET aggregate_sha256 = '{false}' WHERE number = 1"
+        )
+    (difference,) = verify(ledger)
+    assert difference == "round 1: the stored aggregate differs from FedAvg of its updates"
+
+
+def test_missing_weights_are_named(ledger):
+    ledger.blobs.path(ledger.initial.sha256).unlink()
+    text = "\n".join(verify(ledger))
+    assert "initial weights" in text
+    assert "round 0: its aggregate cannot be checked" in text
