@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,10 +42,10 @@ def distill(
 
     interrupt_on_sigterm()
     workspace = Workspace.open(load_config(config))
-    wanted = {"start": start, "iterations": iterations}
+    options: dict[str, Any] = {"start": start, "iterations": iterations}
     settings = dataclasses.replace(
         workspace.config.settings_of("distill", DistillConfig),
-        **{key: value for key, value in wanted.items() if value is not None},
+        **{key: value for key, value in options.items() if value is not None},
     )
     torch_device = choose_device(device, threads=threads)
     with show_progress(f"distil {name}") as progress:

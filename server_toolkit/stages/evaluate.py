@@ -49,7 +49,7 @@ class Judge:
 
 
 def run_evaluate(
-    workspace: Workspace, name: str, *, judge: Judge, progress: Progress
+    workspace: Workspace, name: str, *, judge: Judge, progress: Progress, device: str = "cpu"
 ) -> dict[str, Any]:
     """Judge model `name` on clean and adversarial images, write and return its evaluation.
 
@@ -87,6 +87,7 @@ def run_evaluate(
         steps=settings.steps,
         seed=settings.seed,
         predictors=_counting(predictors, conditions * len(judge.labels), progress),
+        device=device,
     )
     result = {
         "name": name,

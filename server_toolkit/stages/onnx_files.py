@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server_toolkit.distill.initial_images import initial_images
+from server_toolkit.errors import LedgerError
 from server_toolkit.release.bundle import OnnxPair, export_pair
 from server_toolkit.release.onnx_model import Images
 from server_toolkit.stages.workspace import Workspace
@@ -21,11 +22,19 @@ class Calibration:
 
 
 def calibration_for(workspace: Workspace, name: str) -> Calibration:
-    """Return the proxy set that the model was hardened on, or random shapes if there is none."""
+    """Return the proxy set that the model was hardened on, or random shapes if there is none.
+
+    Raises `LedgerError` if the proxy set is no longer the one that the model saw.
+    """
     proxy = workspace.model_lineage(name).get("proxy")
     if proxy is not None:
-        images = workspace.proxy(proxy["name"])[0].images
-        return Calibration(images, f"proxy set {proxy['name']}")
+        proxy_set, sha256 = workspace.proxy(proxy["name"])
+        if sha256 != proxy["sha256"]:
+            raise LedgerError(
+                f"proxy set {proxy['name']} was made anew since {name} was hardened on it; "
+                f"harden {name} again"
+            )
+        return Calibration(proxy_set.images, f"proxy set {proxy['name']}")
     images, _ = initial_images(
         "structured",
         workspace.ledger.spec,
