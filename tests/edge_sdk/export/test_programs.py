@@ -13,12 +13,14 @@ from models import ModelSpec
 from models.networks import Network, build_model, flat_parameters
 from tests.edge_sdk.conftest import convnet
 
+TINY = ModelSpec(channels=1, image_size=4, classes=2, width=4, depth=1, mean=(0.5,), std=(0.25,))
+
 
 @pytest.mark.parametrize(
     ("spec", "micro_batch"),
     [
         (convnet(), 4),
-        (convnet(), 1),
+        (TINY, 1),
         (convnet(width=32), 4),
         (convnet(width=128, image_size=32), 4),
         (convnet(width=128, image_size=32, channels=3), 4),
@@ -30,7 +32,7 @@ def test_the_gradients_pass_the_gate(training_program, spec, micro_batch):
     assert 0 < file.gate.max_relative_error < 1e-4
     assert file.micro_batch == micro_batch
     without = [p.name for p, used in zip(file.parameters, file.is_input, strict=True) if not used]
-    assert without == [f"features.conv{i}.bias" for i in range(3)]
+    assert without == [f"features.conv{i}.bias" for i in range(spec.depth)]
     assert ProgramFile.from_bytes(file.to_bytes()) == file
 
 
@@ -71,9 +73,6 @@ def test_evaluation_logits_equal_the_network(small_evaluation_program):
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-
-
-TINY = ModelSpec(channels=1, image_size=4, classes=2, width=4, depth=1, mean=(0.5,), std=(0.25,))
 
 
 class WrongScaleBlock(InstanceNormBlock):
@@ -142,3 +141,18 @@ def test_an_unsupported_layer_is_named(layer, name):
     odd = Network(network.spec, features, 8)
     with pytest.raises(UnsupportedLayerError, match=rf"features.odd, {name}"):
         blocks_of(odd)
+
+
+def test_gradients_at_a_kink_are_those_of_either_side():
+    """Activations of 1e-7: on with the kink moved below, off with the kink moved above."""
+    model = build_model(TINY, seed=0).double()
+    with torch.no_grad():
+        model.features.norm0.weight.zero_()
+        model.features.norm0.bias.fill_(1e-7)
+    images = np.random.default_rng(0).random((2, 1, 4, 4), dtype=np.float32)
+    case = gate._Case(flat_parameters(model), images, np.eye(2, dtype=np.float32))
+    truth = gate._reference(model, case.images, case.labels)[2]
+    name = "features.norm0.bias"
+    assert np.linalg.norm(truth[name]) > 0
+    np.testing.assert_allclose(gate._at_kinks(model, case, -gate.KINK)[name], truth[name])
+    assert not gate._at_kinks(model, case, gate.KINK)[name].any()
