@@ -32,6 +32,7 @@ GROUPS = (
     "evaluate",
     "release",
     "pipeline",
+    "demo",
 )
 
 app = typer.Typer(
