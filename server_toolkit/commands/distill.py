@@ -25,7 +25,7 @@ def distill(
         typer.Option(help="Begin with noise, structured or server_set; default: [distill] start."),
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="How many; default: [distill] iterations.")
+        int | None, typer.Option(min=0, help="How many; default: [distill] iterations.")
     ] = None,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",

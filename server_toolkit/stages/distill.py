@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.engine import DistillProgress, distill
 from server_toolkit.distill.initial_images import ServerSet
 from server_toolkit.errors import ConfigError
-from server_toolkit.stages.workspace import Progress, Workspace, as_json
+from server_toolkit.stages.workspace import Progress, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +48,7 @@ def run_distill(
     def report(state: DistillProgress) -> None:
         progress(state.iteration, state.iterations, f"match loss {state.match_loss:.3f}")
 
-    checkpoint = _checkpoint(path, lineage)
-    path.parent.mkdir(exist_ok=True)
+    checkpoint = workspace.checkpoint("proxy", name, lineage)
     proxy = distill(
         ledger.trajectories(),
         ledger.spec,
@@ -91,11 +88,3 @@ def _weights_sha256(workspace: Workspace, settings: DistillConfig) -> str:
             if row.round < last and row.verdict == "accepted"
         ]
     return hashlib.sha256(" ".join(names).encode()).hexdigest()
-
-
-def _checkpoint(path: Path, lineage: dict[str, Any]) -> Path:
-    """Return the checkpoint of exactly this run; one with other settings has another file."""
-    text = json.dumps(as_json(lineage), sort_keys=True)
-    return path.with_name(
-        f"{path.stem}.{hashlib.sha256(text.encode()).hexdigest()[:12]}.checkpoint"
-    )

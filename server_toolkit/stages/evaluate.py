@@ -130,7 +130,7 @@ def score_of(
             return found
     raise ConfigError(
         f"the evaluation of {evaluation['name']} has no {attack} at epsilon {epsilon}; "
-        "evaluate it again with the present settings"
+        "add it to [evaluate] epsilons and evaluate again"
     )
 
 

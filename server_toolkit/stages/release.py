@@ -22,6 +22,7 @@ from server_toolkit.ledger.schema import Release as ReleaseRow
 from server_toolkit.release.bundle import OnnxPair, build_release
 from server_toolkit.release.gate import ArmScores, GateLimits, check_gate
 from server_toolkit.stages.evaluate import read_evaluation, score_of
+from server_toolkit.stages.harden import HardenSettings
 from server_toolkit.stages.onnx_files import export_model
 from server_toolkit.stages.workspace import FEDAVG, Workspace
 
@@ -44,8 +45,8 @@ def run_release(workspace: Workspace, name: str, *, force: bool = False) -> Rele
     """Sign and record model `name` as the next version; `serve` publishes it within a second.
 
     Raises `GateError` unless its evaluation meets [release] beside that of "fedavg", on the same
-    images and attack, and is of exactly these ONNX files. With `force` the release is made all the
-    same, and what it misses is written into it.
+    images and attack, and is of exactly these ONNX files; robust means PGD at [harden] epsilon.
+    With `force` the release is made all the same, and what it misses is written into it.
     """
     config = workspace.config
     key = load_private_key(workspace.ledger.directory / KEY_FILE)
@@ -121,13 +122,14 @@ def _check(workspace: Workspace, name: str, pair: OnnxPair) -> None:
                 f"{name} and {FEDAVG} were evaluated with another {field}; evaluate both in one "
                 f"command: server-toolkit evaluate --name {name} --name {FEDAVG}"
             )
-    settings = workspace.config.release
+    config = workspace.config
     limits = GateLimits(
-        min_clean=settings.min_clean,
-        max_clean_drop=settings.max_clean_drop,
-        min_robust_gain=settings.min_robust_gain,
+        min_clean=config.release.min_clean,
+        max_clean_drop=config.release.max_clean_drop,
+        min_robust_gain=config.release.min_robust_gain,
     )
-    check_gate(_arm_scores(arm), _arm_scores(fedavg), limits)
+    epsilon = config.settings_of("harden", HardenSettings).epsilon
+    check_gate(_arm_scores(arm, epsilon), _arm_scores(fedavg, epsilon), limits)
 
 
 def _is_of(evaluation: dict[str, Any], pair: OnnxPair) -> bool:
@@ -137,9 +139,8 @@ def _is_of(evaluation: dict[str, Any], pair: OnnxPair) -> bool:
     )
 
 
-def _arm_scores(evaluation: dict[str, Any]) -> ArmScores:
-    """Return the shares that the gate compares: clean, and PGD at the largest epsilon."""
-    epsilon = max(evaluation["attack"]["epsilons"], default=0.0)
+def _arm_scores(evaluation: dict[str, Any], epsilon: float) -> ArmScores:
+    """Return the shares that the gate compares: clean, and PGD at `epsilon`."""
 
     def clean(predictor: str) -> float:
         return float(score_of(evaluation, predictor=predictor)["accuracy"])

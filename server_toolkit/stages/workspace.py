@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -88,6 +89,14 @@ class Workspace:
         path = self.path(kind, name)
         self.ledger.record_artefact(kind, name, path, as_json(lineage))
         return path
+
+    def checkpoint(self, kind: ArtefactKind, name: str, lineage: Mapping[str, Any]) -> Path:
+        """Return the checkpoint file for making exactly this; other inputs have another file."""
+        text = json.dumps(as_json(lineage), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        path = self.path(kind, name)
+        path.parent.mkdir(exist_ok=True)
+        return path.with_name(f"{name}.{digest}.checkpoint")
 
     def weights(self, name: str) -> tuple[Flat, str]:
         """Return a model's weights and the sha256 that names them; "fedavg" is the fleet's own."""

@@ -1,0 +1,75 @@
+"""The pipeline: every stage from the last round to the release of one arm, skipping what is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from server_toolkit.distill.config import DistillConfig
+from server_toolkit.stages.distill import run_distill
+from server_toolkit.stages.evaluate import find_judge, run_evaluate
+from server_toolkit.stages.harden import HardenSettings, run_harden
+from server_toolkit.stages.release import Released, is_released, run_release
+from server_toolkit.stages.workspace import FEDAVG, Progress, Workspace
+
+log = logging.getLogger(__name__)
+
+WITH_SERVER_SET = "trajsyn_server_set"
+WITHOUT_SERVER_SET = "trajsyn_noise"
+
+
+def run_pipeline(
+    workspace: Workspace,
+    *,
+    show: Callable[[str], AbstractContextManager[Progress]],
+    device: str = "cpu",
+) -> Released | None:
+    """Distil, harden, evaluate (the arm and "fedavg") and release the arm of [pipeline].
+
+    Returns None if the newest release is this model already. `show(title)` gives each stage its
+    progress. A stage whose result is there, made from the same inputs, does nothing, so that an
+    interrupted pipeline carries on. Raises what the stages raise; `GateError` leaves the devices
+    with what they have.
+    """
+    config = workspace.config
+    arm = config.pipeline.arm
+    with show(f"distil {arm}") as progress:
+        run_distill(
+            workspace, arm, settings=distill_settings(workspace), progress=progress, device=device
+        )
+    with show(f"harden {arm}") as progress:
+        run_harden(
+            workspace,
+            arm,
+            proxy=arm,
+            settings=config.settings_of("harden", HardenSettings),
+            progress=progress,
+            device=device,
+        )
+    judge = find_judge(workspace, [arm, FEDAVG])
+    if judge.warning:
+        log.warning(judge.warning)
+    for name in (FEDAVG, arm):
+        with show(f"evaluate {name}") as progress:
+            run_evaluate(workspace, name, judge=judge, progress=progress, device=device)
+    if is_released(workspace, arm):
+        log.info("%s is released already", arm)
+        return None
+    return run_release(workspace, arm)
+
+
+def distill_settings(workspace: Workspace) -> DistillConfig:
+    """Return [distill] with the start that the arm's name promises.
+
+    "trajsyn_server_set" starts from the server set, "trajsyn_noise" from no real image; any other
+    arm starts as [distill] says.
+    """
+    settings = workspace.config.settings_of("distill", DistillConfig)
+    arm = workspace.config.pipeline.arm
+    if arm == WITH_SERVER_SET:
+        return dataclasses.replace(settings, start="server_set")
+    if arm == WITHOUT_SERVER_SET and settings.start == "server_set":
+        return dataclasses.replace(settings, start="structured")
+    return settings
