@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.output}: there is no such folder")
     try:
         with warnings.catch_warnings():
-            # torch's own deprecation notices about its own code.
+            # Notices of torch about its own code, and of kernels that nothing here uses.
             warnings.simplefilter("ignore", FutureWarning)
-            logging.getLogger("torch").setLevel(logging.ERROR)
+            for name in ("torch.utils._pytree", "torchao"):
+                logging.getLogger(name).setLevel(logging.ERROR)
             from edge_sdk.export.programs import evaluation_program, training_program
     except ImportError as error:
         raise ConfigError(

@@ -29,7 +29,7 @@ def training_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
     return check(export("training", spec, blocks_of(build_model(spec)), micro_batch))
 
 
-def evaluation_program(spec: ModelSpec, *, batch: int = 16) -> ProgramFile:
+def evaluation_program(spec: ModelSpec, *, batch: int = 4) -> ProgramFile:
     """Return the program that gives the logits of `batch` images; errors as `training_program`."""
     return check(export("evaluation", spec, blocks_of(build_model(spec)), batch))
 

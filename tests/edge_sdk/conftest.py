@@ -53,7 +53,7 @@ def small_evaluation_program(runtime):
     """ConvNet of width 8 at 1x16x16, batch 16."""
     from edge_sdk.export import evaluation_program as export
 
-    return export(convnet())
+    return export(convnet(), batch=16)
 
 
 @pytest.fixture
