@@ -99,7 +99,7 @@ def start_broker(
     """
     mosquitto = find_mosquitto()
     kind = kind or ("mosquitto" if mosquitto else "amqtt")
-    port = port or _free_port()
+    port = _free_port(port)
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     if kind == "mosquitto":
@@ -130,9 +130,16 @@ def start_broker(
     return broker
 
 
-def _free_port() -> int:
+def _free_port(wanted: int | None) -> int:
+    """Return `wanted` or any free port; amqtt itself would not end where its port is taken."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            raise ConfigError(
+                f"port {wanted} cannot be used ({error.strerror}); choose another with --port"
+            ) from error
         return int(probe.getsockname()[1])
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from edge_sdk import errors as edge_errors
 from models import SpecError
@@ -35,7 +36,25 @@ GROUPS = (
     "demo",
 )
 
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when it is asked for, so that `serve` never loads torch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of `GROUPS`."""
+        return list(GROUPS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name, or None."""
+        if cmd_name not in GROUPS:
+            return None
+        holder = typer.Typer()
+        importlib.import_module(f"server_toolkit.commands.{cmd_name}").register(holder)
+        return get_group(holder).get_command(ctx, cmd_name)
+
+
 app = typer.Typer(
+    cls=LazyGroup,
     help="Run federated rounds, distil what devices learned, harden the model and release it.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -74,11 +93,6 @@ def options(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisier in ("torchao", "torch.utils._pytree"):  # they warn of GPU code that we never call
         logging.getLogger(noisier).setLevel(logging.ERROR)
-
-
-for _group in GROUPS:
-    if importlib.util.find_spec(f"server_toolkit.commands.{_group}"):
-        importlib.import_module(f"server_toolkit.commands.{_group}").register(app)
 
 
 def main() -> None:

@@ -232,14 +232,15 @@ def _explain(file: Path, error: ValidationError, *, prefix: tuple[str, ...] = ()
     lines = []
     for item in error.errors(include_url=False):
         place = [str(part) for part in (*prefix, *item["loc"])]
-        section, key = (f"[{place[0]}] ", ".".join(place[1:])) if len(place) > 1 else ("", place[0])
+        key = f"[{place[0]}] {'.'.join(place[1:])}".strip()
         if item["type"] == "extra_forbidden":
-            lines.append(f"{file}: {section}{_unknown(key, _known_keys(place))}")
+            table = f"[{place[0]}] " if len(place) > 1 else ""
+            lines.append(f"{file}: {table}{_unknown(place[-1], _known_keys(place))}")
         elif item["type"] == "missing":
-            lines.append(f"{file}: {section}{key} is missing; add it")
+            lines.append(f"{file}: {key} is missing; add it")
         else:
-            value = repr(item["input"])
-            lines.append(f"{file}: {section}{key} = {value[:80]}: {item['msg']}")
+            given = f" = {item['input']!r}"[:80] if len(place) > 1 else ""
+            lines.append(f"{file}: {key}{given}: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

@@ -1,0 +1,121 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from models import ModelSpec
+from server_toolkit.config import load_config
+from server_toolkit.errors import ConfigError
+from tests.server_toolkit.fleet import LAYOUT, SPEC
+from tests.server_toolkit.processes import server_toml
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        file = tmp_path / "server.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_the_template_of_init_is_a_whole_configuration(write):
+    config = load_config(write(server_toml()))
+    assert config.model.spec == SPEC
+    assert config.run.rounds == 2
+    assert config.training.settings.batch_size == 32
+    assert config.rounds.quorum == 2
+    assert config.pipeline.enabled
+
+
+def test_every_commented_key_of_the_template_exists(write):
+    text = server_toml()
+    lines = [
+        line[2:] if line.startswith("# ") and " = " in line else line for line in text.splitlines()
+    ]
+    config = load_config(write("\n".join(lines)))
+    assert config.broker.username == "server"
+    assert config.data.test_set == "test.npz"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "batch_size = 32",
+            "batchsize = 32",
+            r"\[training\] batchsize is no known key.*batch_size",
+        ),
+        ("batch_size = 32", "batch_size = 0", r"\[training\] batch_size = 0: .*greater"),
+        ("batch_size = 32", 'batch_size = "x"', r"\[training\] batch_size = 'x'"),
+        ("momentum = 0.9", "momentum = nan", r"\[training\] momentum = nan"),
+        ("[limits]", "[limit]", r"limit is no known key; did you mean limits"),
+        ("classes = 3", "", r"\[model\] classes is missing"),
+        ("image_size = 8", "image_size = 9", r"\[model\] image_size 9 cannot be halved"),
+        ("min_accuracy = 0.0", "min_acuracy = 0.0", r"\[release\].*min_acuracy.*min_accuracy"),
+        ("[run]", "[run", r"no TOML"),
+        ('name = "run-1"', 'name = "a/b"', r"\[run\] name"),
+    ],
+)
+def test_a_mistake_names_file_section_key_and_remedy(write, before, after, message):
+    text = server_toml()
+    assert before in text
+    file = write(text.replace(before, after, 1))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_begin(tmp_path):
+    with pytest.raises(ConfigError, match="init"):
+        load_config(tmp_path / "server.toml")
+
+
+def test_paths_are_relative_to_the_file(write, tmp_path):
+    config = load_config(write(server_toml().replace('# tls_ca = "keys', 'tls_ca = "keys')))
+    assert config.broker_settings().tls_ca == str(tmp_path / "keys" / "ca.crt")
+    assert config.resolve("/absolute") == Path("/absolute")
+
+
+def test_the_update_limit_comes_from_the_model(write):
+    config = load_config(write(server_toml()))
+    assert 4 * LAYOUT.size < config.max_update_bytes <= 4 * LAYOUT.size + (1 << 20)
+    config = load_config(
+        write(server_toml().replace("max_update_bytes = 0", "max_update_bytes = 9"))
+    )
+    assert config.max_update_bytes == 9
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    steps: int = 3
+    rate: float = 0.5
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+
+def test_a_stages_table_becomes_its_own_settings(write):
+    config = load_config(write(server_toml() + "\n[distill]\nsteps = 5\n"))
+    assert config.settings_of("distill", StageSettings) == StageSettings(steps=5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("step = 5", r"\[distill\] step is no known key; did you mean steps"),
+        ("steps = 'x'", r"\[distill\] steps = 'x'"),
+        ("steps = 0", r"\[distill\].*at least 1"),
+    ],
+)
+def test_a_mistake_in_a_stages_table_is_named(write, line, message):
+    config = load_config(write(server_toml() + f"\n[distill]\n{line}\n"))
+    with pytest.raises(ConfigError, match=message):
+        config.settings_of("distill", StageSettings)
+
+
+def test_the_model_section_describes_any_network(write):
+    text = server_toml(channels=3, mean="[0.1, 0.2, 0.3]", std="[1, 1, 1]")
+    assert isinstance(load_config(write(text)).model.spec, ModelSpec)
