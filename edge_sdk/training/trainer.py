@@ -66,8 +66,9 @@ def train(
     _check(file, dataset, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     wall, cpu = time.perf_counter(), time.process_time()
     program = file.load_program(threads=threads)
+    steps, losses, completed = 0, [], True
     try:
-        gradients = _Gradients(file, program)
+        gradients = _Gradients(file, program, should_stop)
         weights = file.to_program(start)
         optimizer = SGD(
             weights,
@@ -78,15 +79,11 @@ def train(
         )
         rng = np.random.Generator(np.random.PCG64(seed))
         per_epoch = math.ceil(len(dataset) / batch_size)
-        steps, losses, stopped = 0, [], False
         for _ in range(epochs):
             order, total = rng.permutation(len(dataset)), 0.0
             for first in range(0, len(order), batch_size):
                 batch = order[first : first + batch_size]
-                loss = gradients.accumulate(weights, dataset, batch, should_stop)
-                stopped = loss is None
-                if loss is None:
-                    break
+                loss = gradients.accumulate(weights, dataset, batch)
                 if not math.isfinite(loss):
                     raise ConfigError(
                         f"the loss of step {steps + 1} is {loss}; lower the learning rate "
@@ -96,9 +93,9 @@ def train(
                 steps, total = steps + 1, total + loss
                 if on_step is not None:
                     on_step(steps, epochs * per_epoch, loss / len(batch))
-            if stopped:
-                break
             losses.append(total / len(order))
+    except _StopRequested:
+        completed = False
     finally:
         program.close()
     return TrainingResult(
@@ -109,7 +106,7 @@ def train(
         loss_last_epoch=losses[-1] if losses else math.nan,
         wall_s=time.perf_counter() - wall,
         cpu_s=time.process_time() - cpu,
-        completed=not stopped,
+        completed=completed,
     )
 
 
@@ -128,10 +125,17 @@ def _check(
     dataset.require(file.spec)
 
 
+class _StopRequested(Exception):  # noqa: N818 - no error
+    """The caller wants training to end."""
+
+
 class _Gradients:
     """Runs micro-batches and adds up their gradients in arrays that are made once."""
 
-    def __init__(self, file: ProgramFile, program: Program) -> None:
+    def __init__(
+        self, file: ProgramFile, program: Program, should_stop: Callable[[], bool]
+    ) -> None:
+        self._should_stop = should_stop
         self._program, self._is_input = program, file.is_input
         self._images, self._rows = (cast(Float32, i.empty()) for i in program.inputs[:2])
         self._loss, self._logits = (cast(Float32, o.empty()) for o in program.outputs[:2])
@@ -139,13 +143,9 @@ class _Gradients:
         self._parts = [cast(Float32, o.empty()) for o in program.outputs[2:]]
 
     def accumulate(
-        self,
-        weights: list[Float32],
-        dataset: Dataset,
-        batch: npt.NDArray[np.int64],
-        should_stop: Callable[[], bool],
-    ) -> float | None:
-        """Write the gradients of the summed loss to `sums`; return that loss, None if stopped.
+        self, weights: list[Float32], dataset: Dataset, batch: npt.NDArray[np.int64]
+    ) -> float:
+        """Write the gradients of the summed loss to `sums` and return that loss.
 
         The entries of parameters that the program does not take stay as they are, zero.
         """
@@ -153,8 +153,8 @@ class _Gradients:
         sums = [s for s, used in zip(self.sums, self._is_input, strict=True) if used]
         inputs, total = [self._images, self._rows, *taken], 0.0
         for first in range(0, len(batch), len(self._images)):
-            if should_stop():
-                return None
+            if self._should_stop():
+                raise _StopRequested
             self._fill(dataset, batch[first : first + len(self._images)])
             into = self._parts if first else sums
             self._program.execute(inputs, [self._loss, self._logits, *into])
