@@ -5,35 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from server_toolkit.distill.initial_images import StartKind
 from server_toolkit.distill.segments import SegmentKind
 from server_toolkit.errors import ConfigError
-
-Parameterisation = Literal["pixels", "half_resolution"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """How to distil; raises `ConfigError` naming the field that is out of range.
 
-    `parameterisation` is what is optimised: every pixel, or an image of half the side that is
-    enlarged bilinearly, which keeps out high-frequency noise that no camera image has. `segment`,
-    `rounds_ahead`, `first_round` and `last_round` choose segments (see `list_segments`): the first
-    rounds, where the weights still move towards the data, carry most of what images can be learned
-    from. A student takes `student_steps` steps on `batch_size` images each. Learning rates are
-    Adam's; the step size is optimised as its logarithm.
+    `segment`, `rounds_ahead`, `first_round` and `last_round` choose segments (see
+    `list_segments`): the first rounds, where the weights still move far, carry most of what images
+    can be learned from. A student takes `student_steps` steps on `batch_size` images each.
+    Learning rates are Adam's; the step size is optimised as its logarithm.
     """
 
     start: StartKind = "structured"
     images_per_class: int = 10
-    parameterisation: Parameterisation = "half_resolution"
     segment: SegmentKind = "fleet"
     rounds_ahead: int = 1
     first_round: int = 0
     last_round: int | None = 2
-    iterations: int = 400
+    iterations: int = 300
     student_steps: int = 6
     batch_size: int = 50
     image_learning_rate: float = 0.03
@@ -47,7 +42,6 @@ class DistillConfig:
         for name, allowed in (
             ("start", get_args(StartKind)),
             ("segment", get_args(SegmentKind)),
-            ("parameterisation", get_args(Parameterisation)),
         ):
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, one_hot
+from torch.nn.functional import one_hot
 
 from models import ModelSpec, layout_of
 from server_toolkit.distill.checkpoint import (
@@ -20,7 +20,7 @@ from server_toolkit.distill.checkpoint import (
     run_fingerprint,
     save_state,
 )
-from server_toolkit.distill.config import DistillConfig, Parameterisation
+from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.initial_images import ServerSet, initial_images
 from server_toolkit.distill.matching import FlatNetwork, match_gradient
 from server_toolkit.distill.proxy_set import ProxySet
@@ -101,7 +101,7 @@ def distill(
             save_state(checkpoint, state, fingerprint)
 
     return ProxySet(
-        images=_decode(state.values["pixels"], config.parameterisation).cpu().numpy(),
+        images=state.values["images"].cpu().numpy(),
         labels=state.values["label_logits"].softmax(dim=1).cpu().numpy(),
         hard_labels=hard_labels,
         step_size=state.values["log_step"].exp().item(),
@@ -130,7 +130,7 @@ def _initial_state(
     smooth = one_hot(torch.from_numpy(hard_labels), classes).float() * (1 - LABEL_SMOOTHING)
     return DistillState.fresh(
         {
-            "pixels": _encode(torch.from_numpy(images), config.parameterisation).to(device),
+            "images": torch.from_numpy(images).to(device),
             "label_logits": (smooth + LABEL_SMOOTHING / classes).log().to(device),
             "log_step": torch.tensor(config.initial_step_size).log().to(device),
         }
@@ -145,28 +145,26 @@ def _iterate(
     rng = np.random.default_rng([config.seed, state.iteration])
     segment = segments[int(rng.integers(len(segments)))]
     values = state.values
-    pixels = values["pixels"].detach().requires_grad_()
-    images = _decode(pixels, config.parameterisation)
+    images = values["images"]
     step_size = values["log_step"].exp().item()
     match = match_gradient(
         network,
-        start=torch.from_numpy(segment.start).to(pixels.device),
-        target=torch.from_numpy(segment.target).to(pixels.device),
-        images=images.detach(),
+        start=torch.from_numpy(segment.start).to(images.device),
+        target=torch.from_numpy(segment.target).to(images.device),
+        images=images,
         label_logits=values["label_logits"],
         step_size=step_size,
-        batches=_student_batches(len(images), config, rng, pixels.device),
+        batches=_student_batches(len(images), config, rng, images.device),
     )
-    (pixel_gradient,) = torch.autograd.grad(images, pixels, grad_outputs=match.images)
 
     # Full rates for the first half of the run, then linearly down to zero.
     decay = min(1.0, 2 * (1 - state.iteration / config.iterations))
     updates = [
-        ("pixels", pixel_gradient, config.image_learning_rate),
+        ("images", match.images, config.image_learning_rate),
         ("label_logits", match.label_logits, config.label_learning_rate),
         (
             "log_step",
-            torch.tensor(match.step_size * step_size, device=pixels.device),
+            torch.tensor(match.step_size * step_size, device=images.device),
             config.step_size_learning_rate,
         ),
     ]
@@ -175,7 +173,7 @@ def _iterate(
     state.adam_count += 1
     for name, gradient, rate in updates:
         _adam(state, name, gradient, rate * decay * state.rate_scale)
-    values["pixels"].clamp_(0, 1)
+    values["images"].clamp_(0, 1)
     values["log_step"].clamp_(*LOG_STEP_RANGE)
     state.iteration += 1
     state.losses.append(match.loss)
@@ -224,13 +222,3 @@ def _restore(state: DistillState, reason: str) -> None:
         )
     logger.warning("%s at iteration %d; back to the best", reason, state.iteration)
     state.restore_best()
-
-
-def _encode(images: Tensor, parameterisation: Parameterisation) -> Tensor:
-    return images.clone() if parameterisation == "pixels" else avg_pool2d(images, 2)
-
-
-def _decode(pixels: Tensor, parameterisation: Parameterisation) -> Tensor:
-    if parameterisation == "pixels":
-        return pixels * 1.0
-    return interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)

@@ -46,7 +46,7 @@ class HardenConfig:
     attack_steps: int = 7
     steps: int = 300
     batch_size: int = 50
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clean_weight: float = 1.0

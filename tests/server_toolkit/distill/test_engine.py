@@ -46,11 +46,10 @@ def same(first, second):
     )
 
 
-@pytest.mark.parametrize("parameterisation", ["pixels", "half_resolution"])
 @pytest.mark.parametrize("segment", ["fleet", "local", "device"])
-def test_matching_loss_falls(trajectories, parameterisation, segment):
+def test_matching_loss_falls(trajectories, segment):
     losses = []
-    config = DistillConfig(**FAST, parameterisation=parameterisation, segment=segment)
+    config = DistillConfig(**FAST, segment=segment)
     proxy = distill(
         trajectories, SPEC, config=config, progress=lambda p: losses.append(p.match_loss)
     )
@@ -105,29 +104,29 @@ def test_checkpoint_of_another_run_is_refused(trajectories, tmp_path):
 
 @pytest.mark.parametrize("losses_after", [[5.0] * 20, [float("nan")]])
 def test_divergence_goes_back_to_the_best_at_half_the_rates(losses_after):
-    state = DistillState.fresh({"pixels": torch.zeros(3)})
-    state.values["pixels"] += 1
+    state = DistillState.fresh({"images": torch.zeros(3)})
+    state.values["images"] += 1
     state.losses, state.iteration = [2.0] * 20, 20
     guard_against_divergence(state, 2.0)
     assert state.rate_scale == 1.0
 
-    state.values["pixels"] += 1
+    state.values["images"] += 1
     state.adam_count = 25
     state.losses += losses_after
     state.iteration += len(losses_after)
     guard_against_divergence(state, losses_after[-1])
-    assert state.values["pixels"].tolist() == [1, 1, 1]
+    assert state.values["images"].tolist() == [1, 1, 1]
     assert (state.rate_scale, state.adam_count) == (0.5, 0)
 
 
 def test_falling_loss_is_left_alone():
-    state = DistillState.fresh({"pixels": torch.zeros(3)})
+    state = DistillState.fresh({"images": torch.zeros(3)})
     for iteration in range(1, 61):
-        state.values["pixels"] += 1
+        state.values["images"] += 1
         state.losses.append(1 / iteration)
         state.iteration = iteration
         guard_against_divergence(state, 1 / iteration)
-    assert state.values["pixels"].tolist() == [60] * 3
+    assert state.values["images"].tolist() == [60] * 3
 
 
 def test_run_that_never_is_finite_is_an_error(trajectories):
@@ -146,9 +145,7 @@ def test_server_set_start_stays_near_the_real_images(trajectories):
     real = ServerSet(
         np.random.default_rng(1).random((6, 1, 8, 8), np.float32), np.repeat(np.arange(3), 2)
     )
-    config = DistillConfig(
-        **{**FAST, "iterations": 1}, start="server_set", parameterisation="pixels"
-    )
+    config = DistillConfig(**{**FAST, "iterations": 1}, start="server_set")
     proxy = distill(trajectories, SPEC, config=config, server_set=real)
     nearest = [np.abs(real.images - image).max(axis=(1, 2, 3)).min() for image in proxy.images]
     assert max(nearest) <= config.image_learning_rate + 1e-6
