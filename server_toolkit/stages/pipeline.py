@@ -1,4 +1,4 @@
-"""The pipeline: every stage from the last round to the release of one arm, skipping what is done."""
+"""The pipeline: every stage from the last round to the release of one arm."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def run_pipeline(
     interrupted pipeline carries on. Raises what the stages raise; `GateError` leaves the devices
     with what they have.
     """
-    config = workspace.config
-    arm = config.pipeline.arm
+    arm = workspace.config.pipeline.arm
     with show(f"distil {arm}") as progress:
         run_distill(
             workspace, arm, settings=distill_settings(workspace), progress=progress, device=device
@@ -44,7 +43,7 @@ def run_pipeline(
             workspace,
             arm,
             proxy=arm,
-            settings=config.settings_of("harden", HardenSettings),
+            settings=harden_settings(workspace),
             progress=progress,
             device=device,
         )
@@ -72,4 +71,12 @@ def distill_settings(workspace: Workspace) -> DistillConfig:
         return dataclasses.replace(settings, start="server_set")
     if arm == WITHOUT_SERVER_SET and settings.start == "server_set":
         return dataclasses.replace(settings, start="structured")
+    return settings
+
+
+def harden_settings(workspace: Workspace) -> HardenSettings:
+    """Return [harden], but never with real images for the arm "trajsyn_noise"."""
+    settings = workspace.config.settings_of("harden", HardenSettings)
+    if workspace.config.pipeline.arm == WITHOUT_SERVER_SET:
+        return dataclasses.replace(settings, with_server_set=False)
     return settings

@@ -1,6 +1,9 @@
 """A finished run on digits, made through the ledger alone: no broker, no devices."""
 
+import io
+import logging
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from edge_sdk.protocol.signing import create_key
 from edge_sdk.training.sources import load_digits
 from models import ModelSpec
 from models.networks import build_model, flat_parameters
+from server_toolkit.cli import main
 from server_toolkit.ledger import Ledger
 
 CONFIG = """
@@ -67,21 +71,36 @@ class Fleet:
         return Ledger.open(self.directory)
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "server_toolkit.cli", *arguments]
+        """Start the command as a process of its own."""
         return subprocess.Popen(
-            [*command, "--config", str(self.config)],
+            [sys.executable, "-m", "server_toolkit.cli", *arguments, "--config", str(self.config)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             env={"OMP_NUM_THREADS": "1", "COLUMNS": "160", "PATH": "/usr/bin:/bin"},
         )
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-        assert "Traceback" not in err
-        return out + err
+        """Run the command line in this process, where torch is loaded already."""
+        output = io.StringIO()
+        root, handler = logging.getLogger(), logging.StreamHandler(output)
+        level, sigterm = root.level, signal.getsignal(signal.SIGTERM)
+        argv = ["server-toolkit", *arguments, "--config", str(self.config)]
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv)
+            patch.setenv("COLUMNS", "160")
+            patch.setattr(sys, "stdout", output)
+            patch.setattr(sys, "stderr", output)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        root.removeHandler(handler)
+        root.setLevel(level)
+        signal.signal(signal.SIGTERM, sigterm)
+        text = output.getvalue()
+        assert ended.value.code == code, text
+        return text
 
 
 @pytest.fixture(scope="package")
@@ -116,6 +135,23 @@ def finished_run(tmp_path_factory) -> Path:
     create_key(directory / "keys" / "server.key")
     (directory / "server.toml").write_text(CONFIG)
     return directory
+
+
+@pytest.fixture(scope="package")
+def evaluated_run(finished_run, tmp_path_factory) -> Path:
+    """The finished run with an evaluation of its federated model."""
+    directory = tmp_path_factory.mktemp("evaluated") / "fleet"
+    shutil.copytree(finished_run, directory)
+    Fleet(directory).run("evaluate", "--threads", "1", "--name", "fedavg")
+    return directory
+
+
+@pytest.fixture
+def evaluated(evaluated_run, tmp_path) -> Fleet:
+    """A fresh copy of the finished run with an evaluation of its federated model."""
+    directory = tmp_path / "evaluated"
+    shutil.copytree(evaluated_run, directory)
+    return Fleet(directory)
 
 
 @pytest.fixture

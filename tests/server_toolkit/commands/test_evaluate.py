@@ -41,8 +41,8 @@ def test_the_numbers_can_be_recomputed_from_the_saved_onnx_files(fleet):
     assert json.loads((fleet.directory / "all.json").read_text())["evaluations"] == [evaluation]
 
 
-def test_evaluating_the_same_again_computes_nothing(fleet):
-    fleet.run(*EVALUATE, "--name", "fedavg")
+def test_evaluating_the_same_again_computes_nothing(evaluated):
+    fleet = evaluated
     before = (fleet.directory / "evaluations" / "fedavg.json").read_bytes()
     assert "evaluated already" in fleet.run(*EVALUATE, "--name", "fedavg")
     assert (fleet.directory / "evaluations" / "fedavg.json").read_bytes() == before

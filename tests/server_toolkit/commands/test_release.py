@@ -1,8 +1,6 @@
 import hashlib
 import json
 
-import pytest
-
 from edge_sdk.protocol.messages import Release, decode_message
 from edge_sdk.protocol.signing import load_public_key, open_sealed
 from tests.server_toolkit.commands.test_evaluate import EVALUATE, record_model
@@ -13,12 +11,6 @@ def opened(fleet, row) -> Release:
     manifest = decode_message(open_sealed(row.envelope, key), (Release,))
     assert isinstance(manifest, Release)
     return manifest
-
-
-@pytest.fixture
-def evaluated(fleet):
-    fleet.run(*EVALUATE, "--name", "fedavg")
-    return fleet
 
 
 def test_a_release_is_signed_recorded_and_holds_the_files_that_were_evaluated(evaluated):
@@ -73,12 +65,11 @@ def test_an_evaluation_of_other_weights_does_not_count(fleet):
     assert "is of other files" in fleet.run("release", "--model", "arm", code=6)
 
 
-def test_evaluations_on_different_images_are_not_compared(fleet):
-    ledger = fleet.ledger()
+def test_evaluations_on_different_images_are_not_compared(evaluated):
+    ledger = evaluated.ledger()
     record_model(ledger, "arm", ledger.global_weights(3))
-    fleet.run(*EVALUATE, "--name", "fedavg")
-    fleet.run(*EVALUATE, "--name", "arm", "--on", "server_set")
-    assert "with another judged_on" in fleet.run("release", "--model", "arm", code=6)
+    evaluated.run(*EVALUATE, "--name", "arm", "--on", "server_set")
+    assert "with another judged_on" in evaluated.run("release", "--model", "arm", code=6)
 
 
 def test_a_missing_key_is_named(evaluated):

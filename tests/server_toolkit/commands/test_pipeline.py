@@ -1,0 +1,83 @@
+import json
+import signal
+import time
+
+import pytest
+
+from edge_sdk.protocol.messages import Release, decode_message
+from edge_sdk.protocol.signing import load_public_key, open_sealed
+from server_toolkit.config import load_config
+from server_toolkit.stages.pipeline import distill_settings, harden_settings
+from server_toolkit.stages.workspace import Workspace
+
+PIPELINE = ("pipeline", "--threads", "1", "--device", "cpu")
+
+
+def newest_manifest(fleet) -> Release:
+    key = load_public_key(fleet.directory / "keys" / "server.pub")
+    envelope = fleet.ledger().latest_release().envelope
+    manifest = decode_message(open_sealed(envelope, key), (Release,))
+    assert isinstance(manifest, Release)
+    return manifest
+
+
+def made(fleet) -> list[tuple[str, str]]:
+    return [(row.kind, row.name) for row in fleet.ledger().artefacts()]
+
+
+def test_a_pipeline_that_is_terminated_carries_on_to_the_release(fleet):
+    process = fleet.start(*PIPELINE)
+    deadline = time.monotonic() + 90
+    while not list(fleet.directory.glob("proxy/trajsyn.*.checkpoint")) and not made(fleet):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert fleet.ledger().latest_release() is None
+
+    process = fleet.start(*PIPELINE)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "release 1 (trajsyn)" in output
+    assert made(fleet) == [
+        ("proxy", "trajsyn"),
+        ("model", "trajsyn"),
+        ("evaluation", "fedavg"),
+        ("evaluation", "trajsyn"),
+    ]
+    evaluation = json.loads((fleet.directory / "evaluations" / "trajsyn.json").read_text())
+    manifest = newest_manifest(fleet)
+    assert manifest.int8.blob.sha256 == evaluation["files"]["int8"]["sha256"]
+    assert evaluation["int8_calibrated_on"] == "proxy set trajsyn"
+
+    assert "nothing to do" in fleet.run(*PIPELINE)
+    assert len(made(fleet)) == 4
+    assert newest_manifest(fleet) == manifest
+
+
+def test_a_gate_that_is_missed_releases_nothing_and_says_by_how_much(fleet):
+    fleet.edit_config("min_robust_gain = -1.0", "min_robust_gain = 0.9")
+    out = fleet.run(*PIPELINE, code=6)
+    assert "trajsyn may not be released" in out
+    assert "at least 90.0 are wanted" in out
+    assert fleet.ledger().latest_release() is None
+
+
+@pytest.mark.parametrize(
+    ("arm", "start", "real_images"),
+    [
+        ("trajsyn_server_set", "server_set", True),
+        ("trajsyn_noise", "structured", False),
+        ("mine", "noise", True),
+    ],
+)
+def test_the_name_of_the_arm_decides_whether_real_images_are_used(fleet, arm, start, real_images):
+    fleet.edit_config('arm = "trajsyn"', f'arm = "{arm}"')
+    fleet.edit_config("[harden]\n", "[harden]\nwith_server_set = true\n")
+    given = "server_set" if arm == "trajsyn_noise" else "noise"
+    fleet.edit_config("[distill]\n", f'[distill]\nstart = "{given}"\n')
+    workspace = Workspace.open(load_config(fleet.config))
+    assert distill_settings(workspace).start == start
+    assert harden_settings(workspace).with_server_set == real_images
