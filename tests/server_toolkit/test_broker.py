@@ -94,6 +94,7 @@ def test_a_taken_port_is_named(tmp_path):
 
 def test_a_broker_that_does_not_start_names_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr("server_toolkit.broker.AMQTT", "listeners: {{{host}{port}")
+    monkeypatch.setattr("server_toolkit.broker.START_TIMEOUT_S", 1.0)
     with pytest.raises(ServerError, match=r"did not start.*amqtt\.log"):
         start_broker(tmp_path, kind="amqtt")
 
