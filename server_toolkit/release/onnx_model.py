@@ -16,6 +16,12 @@ OUTPUT = "logits"
 BATCH = 64
 
 
+def pick_evenly(images: Images, count: int) -> Images:
+    """Return at most `count` of the images, spread over their order, which is often by class."""
+    indices = np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int)
+    return np.ascontiguousarray(images[indices], np.float32)
+
+
 class OnnxModel:
     """A loaded model; images `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes) float32`.
 

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
-from server_toolkit.release.onnx_model import INPUT, Images
+from server_toolkit.release.onnx_model import INPUT, Images, pick_evenly
 
 MAX_CALIBRATION_IMAGES = 512
 _BATCH = 64
@@ -26,8 +24,7 @@ def quantize_onnx(data: bytes, calibration: Images) -> bytes:
     output channel. Normalisation stays in float: it is cheap there and fragile in int8. The logits
     stay in float, so that they are not clipped to what calibration happened to see.
     """
-    picked = np.linspace(0, len(calibration) - 1, min(len(calibration), MAX_CALIBRATION_IMAGES))
-    images = np.ascontiguousarray(calibration[np.rint(picked).astype(int)], np.float32)
+    images = pick_evenly(calibration, MAX_CALIBRATION_IMAGES)
     with _quantization_module() as ort, tempfile.TemporaryDirectory() as folder:
         source, prepared, target = (Path(folder) / n for n in ("fp32", "prepared", "int8"))
         source.write_bytes(data)
