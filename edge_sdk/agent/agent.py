@@ -110,6 +110,7 @@ class Agent:
         self._steps = (0, 0)
         self._samples = 0
         self._reported: tuple[object, ...] = ()
+        self._shown = ""
         self._heartbeat_due_s = self._progress_due_s = 0.0
         if self.store.get("probation_version") is not None:
             self._resume_probation()
@@ -190,9 +191,10 @@ class Agent:
             self._say(self._fetcher.on_tick(now_s))
             self._offer(now_s)
             self._report_status(now_s)
-        if now_s >= self._progress_due_s:
-            self._progress_due_s = now_s + PROGRESS_S
-            self._write_progress(self._state())
+        state = self._state()
+        if state != self._shown or now_s >= self._progress_due_s:
+            self._shown, self._progress_due_s = state, now_s + PROGRESS_S
+            self._write_progress(state)
 
     # What arrives
 
@@ -220,6 +222,8 @@ class Agent:
             self._task = None
             return
         task = decode_message(open_sealed(payload, self._server_key), (Task,))
+        for timer in self._offers.values():
+            timer.reset()  # a server that publishes its task has just begun to listen
         if not isinstance(task, Task) or task == self._task:
             return
         if task.expires_at_s < self._now_s(task.issued_at_s):

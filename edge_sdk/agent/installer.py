@@ -18,7 +18,13 @@ from edge_sdk.agent.slots import (
 from edge_sdk.agent.store import Store
 from edge_sdk.agent.trial import TrialResult, run_trial
 from edge_sdk.errors import ReleaseError
-from edge_sdk.protocol.messages import InstallReport, InstallVerdict, Release, encode_message
+from edge_sdk.protocol.messages import (
+    InstallReport,
+    InstallVerdict,
+    Release,
+    encode_message,
+    readable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +144,7 @@ class Installer:
             release=release.name,
             version=release.version,
             verdict=verdict,
-            reason=reason,
+            reason=readable(reason),
             active_version=self._store.number("active_version"),
             precision=self._precision,
             trial_max_abs_diff=trial.max_abs_diff if trial else None,

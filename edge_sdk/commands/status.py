@@ -38,10 +38,10 @@ def _rows(fields: dict[str, Any]) -> list[tuple[str, str]]:
     if "device" not in fields:
         return [("agent", state)]
     age_s = time.time() - fields["at_s"]
-    alive = "running" if fields["running"] else f"not running since {age_s:.0f} s or less"
+    alive = "running" if fields["running"] else f"not running, last heard of {age_s:.0f} s ago"
     rows = [
         ("device", fields["device"]),
-        ("agent", f"{alive}, {'connected' if fields['connected'] else 'not connected'}"),
+        ("agent", alive + ("" if fields["connected"] else ", not connected")),
         ("doing", state + (f" (round {fields['round']})" if fields["round"] is not None else "")),
         ("to send", f"{fields['outbox']} item(s)"),
         ("traffic", f"{fields['bytes_up']:,} bytes up, {fields['bytes_down']:,} down"),

@@ -199,6 +199,11 @@ UPLINK: tuple[type[Message], ...] = (Offer, Need, InstallReport, Status)
 DOWNLINK: tuple[type[Message], ...] = (Need, Done, Reject)
 
 
+def readable(text: str) -> str:
+    """Return `text` fit for a `reason`: one line of at most 1,000 printable characters."""
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]
+
+
 def encode_message(message: Message) -> bytes:
     """Return the JSON bytes that are signed and sent."""
     fields = {"type": message.type, **dataclasses.asdict(message)}

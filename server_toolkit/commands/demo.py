@@ -31,6 +31,8 @@ def demo(
     """
     from rich.console import Console
 
+    from server_toolkit.commands.progress import interrupt_on_sigterm
     from server_toolkit.demo.run import run_demo
 
+    interrupt_on_sigterm()  # so that the demo's processes end with it
     run_demo(output, Console(), broker=broker.value if broker else None)

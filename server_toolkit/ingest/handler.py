@@ -21,6 +21,7 @@ from edge_sdk.protocol.messages import (
     Reject,
     Status,
     encode_message,
+    readable,
 )
 from edge_sdk.protocol.signing import seal
 from server_toolkit.ingest.checks import Limits, RefusedOfferError, check_arrival, check_message
@@ -119,7 +120,7 @@ class Handler:
             reject = Reject(
                 device=device,
                 sha256=sha256,
-                reason=str(refusal),
+                reason=readable(str(refusal)),
                 permanent=refusal.permanent,
                 retry_after_s=refusal.retry_after_s,
             )
