@@ -22,10 +22,12 @@ def distill(
     name: Annotated[str, typer.Option(help="What the proxy set is to be called.")],
     start: Annotated[
         str | None,
-        typer.Option(help="Begin with noise, structured or server_set; default: [distill] start."),
+        typer.Option(
+            help="Begin with noise, structured or server_set; default: distill.start of the file."
+        ),
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(min=0, help="How many; default: [distill] iterations.")
+        int | None, typer.Option(min=0, help="How many; default: distill.iterations of the file.")
     ] = None,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",

@@ -72,9 +72,11 @@ def show_results(results: list[dict[str, Any]]) -> None:
     console = Console()
     judged_on = results[0]["judged_on"]
     console.print(_table(results))
-    console.print(f"judged on {judged_on['images']} images of {judged_on['name']}")
+    where = f"judged on {judged_on['images']} images of {judged_on['name']}"
+    console.print(where, markup=False, soft_wrap=True)
     if judged_on["warning"]:
-        console.print(f"WARNING: {judged_on['warning']}", style="bold red")
+        warning = f"WARNING: {judged_on['warning']}"
+        console.print(warning, style="bold red", markup=False, soft_wrap=True)
 
 
 def _table(results: list[dict[str, Any]]) -> Table:

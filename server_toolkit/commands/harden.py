@@ -30,7 +30,7 @@ def harden(
     ] = None,
     with_server_set: Annotated[
         bool,
-        typer.Option("--with-server-set", help="Add the images of [data] server_set."),
+        typer.Option("--with-server-set", help="Add the images of data.server_set."),
     ] = False,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",

@@ -21,7 +21,7 @@ def pipeline(
     device: DeviceOption = "auto",
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Distil, harden, evaluate and release the arm of [pipeline]; `serve` runs this by itself.
+    """Distil, harden, evaluate and release the configured arm; `serve` runs this by itself.
 
     What is done is skipped, so an interrupted run carries on when started again.
     """

@@ -34,7 +34,7 @@ def release(
 ) -> None:
     """Export, sign and record a model; a running `serve` publishes it within a second.
 
-    It must be evaluated first, together with fedavg, and meet the limits of [release].
+    It must be evaluated first, together with fedavg, and meet the limits of the release section.
     """
     from server_toolkit.config import load_config
     from server_toolkit.stages.release import run_release
