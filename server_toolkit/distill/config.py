@@ -19,7 +19,8 @@ class DistillConfig:
     `segment`, `rounds_ahead`, `first_round` and `last_round` choose segments (see
     `list_segments`): the first rounds, where the weights still move far, carry most of what images
     can be learned from. A student takes `student_steps` steps on `batch_size` images each.
-    Learning rates are Adam's; the step size is optimised as its logarithm.
+    Learning rates are Adam's; the step size is optimised as its logarithm. With 0 `iterations` the
+    set is its start, which a control arm needs.
     """
 
     start: StartKind = "structured"
@@ -49,13 +50,12 @@ class DistillConfig:
         for name in (
             "images_per_class",
             "rounds_ahead",
-            "iterations",
             "student_steps",
             "batch_size",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("first_round", "seed"):
+        for name in ("first_round", "iterations", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in (

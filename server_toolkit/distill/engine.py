@@ -113,7 +113,7 @@ def distill(
             "devices": sorted(trajectories.device_path),
             "seed": config.seed,
             "config": config.to_dict(),
-            "match_loss": float(np.mean(state.losses[-WINDOW:])),
+            "match_loss": float(np.mean(state.losses[-WINDOW:])) if state.losses else None,
             "start": config.start,
             "software": f"trajsyn {importlib.metadata.version('trajsyn')}",
         },

@@ -9,7 +9,7 @@ from models.networks import build_model, flat_parameters
 from server_toolkit.distill.checkpoint import DistillState
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.engine import distill, guard_against_divergence
-from server_toolkit.distill.initial_images import ServerSet
+from server_toolkit.distill.initial_images import ServerSet, initial_images
 from server_toolkit.distill.segments import Trajectories
 from server_toolkit.errors import ConfigError, DistillationError
 
@@ -151,6 +151,15 @@ def test_server_set_start_stays_near_the_real_images(trajectories):
     assert max(nearest) <= config.image_learning_rate + 1e-6
 
 
+def test_without_iterations_the_set_is_its_start(trajectories):
+    config = DistillConfig(**{**FAST, "iterations": 0})
+    proxy = distill(trajectories, SPEC, config=config)
+    start, labels = initial_images(config.start, SPEC, images_per_class=2, seed=config.seed)
+    assert np.array_equal(proxy.images, start)
+    assert np.array_equal(proxy.labels.argmax(axis=1), labels)
+    assert proxy.metadata["match_loss"] is None
+
+
 def test_lineage_names_segments_devices_and_settings(trajectories):
     config = DistillConfig(**FAST, segment="local", first_round=1)
     proxy = distill(trajectories, SPEC, config=config, ledger_id="ledger-7")
@@ -167,7 +176,7 @@ def test_weights_of_another_network_are_refused(trajectories):
 
 
 @pytest.mark.parametrize(
-    "field", [dict(start="stars"), dict(iterations=0), dict(seed=-1), dict(initial_step_size=0.0)]
+    "field", [dict(start="stars"), dict(iterations=-1), dict(seed=-1), dict(initial_step_size=0.0)]
 )
 def test_config_out_of_range_is_named(field):
     with pytest.raises(ConfigError, match=next(iter(field))):
