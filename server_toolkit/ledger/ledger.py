@@ -275,7 +275,7 @@ class Ledger(StageRecords):
         """Return how many updates have each verdict."""
         query = select(schema.Update.verdict, func.count()).group_by(schema.Update.verdict)
         with self._database.read() as session:
-            return {"accepted": 0, "late": 0} | {v: n for v, n in session.execute(query)}
+            return {"accepted": 0, "late": 0} | dict(session.execute(query).all())
 
     # What was refused
 

@@ -64,7 +64,7 @@ def until(condition, timeout_s=20.0):
         if value:
             return value
         time.sleep(0.02)
-    raise AssertionError("waited in vain")
+    raise TimeoutError(f"nothing came in {timeout_s} s")
 
 
 def serve_state(directory):

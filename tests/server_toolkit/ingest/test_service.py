@@ -1,5 +1,6 @@
 """`serve` as a process, a real broker, and devices that are written by hand."""
 
+import contextlib
 import json
 import queue
 import random
@@ -118,12 +119,21 @@ class WireDevice(FakeDevice):
 
         return until(find, timeout_s)
 
+    def ask(self, message, *kinds):
+        """Say something until it is answered, as real devices do: MQTT may lose any message."""
+        for _ in range(5):
+            self.say(message)
+            with contextlib.suppress(TimeoutError):
+                return self.hear(*kinds, timeout_s=6.0)
+        raise AssertionError(f"{self.id} heard nothing of {kinds}")
+
     def upload(self, offer, data):
-        self.say(offer)
-        while isinstance(answer := self.hear(Need, Done, Reject), Need):
+        answer = self.ask(offer, Need, Done, Reject)
+        while isinstance(answer, Need):
             for begin, end in answer.ranges:
                 for index in range(begin, end):
                     self.send_chunk(answer.sha256, index, data)
+            answer = self.hear(Need, Done, Reject)
         return answer
 
 
@@ -138,8 +148,8 @@ def devices(fleet, broker):
 
 
 def pull(device, blob):
-    device.say(Need(device=device.id, sha256=blob.sha256, ranges=((0, 1),)))
-    return decode_chunk(device.hear(bytes)).data
+    need = Need(device=device.id, sha256=blob.sha256, ranges=((0, 1),))
+    return decode_chunk(device.ask(need, bytes)).data
 
 
 def test_two_rounds_over_a_real_broker(fleet, serve, devices):
@@ -185,8 +195,7 @@ def test_a_hostile_device_stops_nothing(fleet, serve, devices):
     bad.link.publish(topics.uplink(bad.id, "msg"), bytes(sealed))
     bad.send_chunk("0" * 64, 0, b"nobody asked")
 
-    bad.say(offer)
-    assert bad.hear(Need).sha256 == offer.blob.sha256
+    assert bad.ask(offer, Need).sha256 == offer.blob.sha256
     bad.link.publish(
         topics.uplink(bad.id, "chunk"), encode_chunk(Chunk(offer.blob.sha256, 0, data))[:-9]
     )
