@@ -7,9 +7,8 @@ import logging
 import sys
 
 import edge_sdk
-from edge_sdk.commands import agent, init, predict, status
+from edge_sdk.commands import agent, export, init, predict, status
 from edge_sdk.errors import EdgeError
-from edge_sdk.export import cli as export
 
 DESCRIPTION = "Train on this device for a TrajSyn fleet, and run the robust model it sends back."
 EPILOG = """\

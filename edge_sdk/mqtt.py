@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_PAYLOAD_BYTES = CHUNK_BYTES + 4096  # the largest message of the protocol, with room to spare
 MAX_INFLIGHT = 4  # chunks between us and the broker; more would only delay the keep-alive
-MAX_QUEUED_EVENTS = 10_000
+MAX_QUEUED_MESSAGES = 1024  # then `publish` says no, and the receiver asks again later
 UNSUPPORTED_PROTOCOL_VERSION = 0x84
 
 
@@ -136,6 +136,7 @@ class MqttLink:
         )
         client.suppress_exceptions = True  # or one bad callback ends paho's thread silently
         client.max_inflight_messages_set(MAX_INFLIGHT)
+        client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
         client.reconnect_delay_set(1, 60)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -34,5 +35,6 @@ def demo(
     from server_toolkit.commands.progress import interrupt_on_sigterm
     from server_toolkit.demo.run import run_demo
 
+    logging.getLogger("server_toolkit").setLevel(logging.WARNING)  # the demo tells its own story
     interrupt_on_sigterm()  # so that the demo's processes end with it
     run_demo(output, Console(), broker=broker.value if broker else None)

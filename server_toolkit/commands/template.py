@@ -50,7 +50,18 @@ max_update_norm = 0.0
 # server_set = "server_set.npz"
 # test_set = "test.npz"
 
-[evaluate]                   # L-infinity radii on images in [0, 1]
+[distill]                    # the defaults are the measured recipe of docs/robustness.md
+# start = "structured"       # "noise", "structured" (random shapes) or "server_set"
+# images_per_class = 10
+# iterations = 300
+# student_steps = 6
+
+[harden]
+# epsilon = 0.1              # the attack to withstand: l-infinity on pixels in [0, 1]
+# steps = 300
+# label_source = "teacher"   # "hard", "learned", or what the federated model says
+
+[evaluate]                   # [harden] epsilon must be among them
 epsilons = [0.05, 0.1]
 steps = 20
 seed = 0

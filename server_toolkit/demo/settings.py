@@ -24,7 +24,7 @@ START_WITHOUT_IMAGES = "structured"
 ARMS = {
     "fedavg": "the federated model, undefended",
     "trajsyn_noise": "hardened on images distilled from trajectories alone",
-    "trajsyn_server_set": "distilled from trajectories, starting at the server's 50 real images",
+    "trajsyn_server_set": "distilled starting at the server's 50 real images, hardened with them",
     "server_set_only": "control: the same hardening on the server's 50 real images alone",
     "noise_only": "control: the same hardening on the start images, nothing distilled",
 }

@@ -24,7 +24,10 @@ Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class HardenSettings(HardenConfig):
-    """[harden] of the configuration: the method's settings, and whether to add real images."""
+    """[harden] of the configuration: the method's settings, and whether to add real images.
+
+    The pipeline always adds them for the arm "trajsyn_server_set".
+    """
 
     with_server_set: bool = False
 
@@ -105,7 +108,14 @@ def run_harden(
 def _training_set(
     proxy: ProxySet | None, real: Dataset | None, *, soft: bool, classes: int
 ) -> tuple[npt.NDArray[np.float32], Labels]:
-    """Return images and labels of both sources; soft labels of a real image are its class."""
+    """Return images and labels of both sources; soft labels of a real image are its class.
+
+    Beside a proxy set the real images are repeated until they are about as many: measured better
+    than once each (docs/robustness.md).
+    """
+    if proxy is not None and real is not None:
+        times = max(1, round(len(proxy.images) / len(real)))
+        real = real.subset(np.tile(np.arange(len(real)), times))
     pixels = [source.images for source in (proxy, real) if source is not None]
     if soft:
         learned = [] if proxy is None else [proxy.labels]

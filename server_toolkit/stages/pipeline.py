@@ -75,8 +75,9 @@ def distill_settings(workspace: Workspace) -> DistillConfig:
 
 
 def harden_settings(workspace: Workspace) -> HardenSettings:
-    """Return [harden], but never with real images for the arm "trajsyn_noise"."""
+    """Return [harden] with the real images that the arm's name promises, or without them."""
     settings = workspace.config.settings_of("harden", HardenSettings)
-    if workspace.config.pipeline.arm == WITHOUT_SERVER_SET:
-        return dataclasses.replace(settings, with_server_set=False)
+    arm = workspace.config.pipeline.arm
+    if arm in (WITH_SERVER_SET, WITHOUT_SERVER_SET):
+        return dataclasses.replace(settings, with_server_set=arm == WITH_SERVER_SET)
     return settings

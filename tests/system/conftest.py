@@ -81,7 +81,9 @@ class Fleet:
     def wait(self, until, what, timeout_s=120):
         deadline = time.monotonic() + timeout_s
         while not until():
-            if time.monotonic() > deadline:
+            ended = [n for n, p in self._processes.items() if p.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                what = f"{what}; ended: {ended}"
                 logs = {p.name: p.read_text()[-1500:] for p in self.directory.glob("*.log")}
                 pytest.fail(f"waited {timeout_s} s for {what}; {json.dumps(logs, indent=1)}")
             time.sleep(0.05)

@@ -2,8 +2,8 @@ import argparse
 
 import pytest
 
+from edge_sdk.commands import export as cli
 from edge_sdk.errors import ConfigError
-from edge_sdk.export import cli
 from edge_sdk.runtime import ProgramFile
 
 

@@ -156,7 +156,7 @@ def run_python(code, *arguments, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "package", ["edge_sdk.runtime", "edge_sdk.training", "edge_sdk.export.cli"]
+    "package", ["edge_sdk.runtime", "edge_sdk.training", "edge_sdk.commands.export"]
 )
 def test_importing_loads_numpy_level_code_only(package):
     heavy = {"torch", "executorch", "sklearn", "PIL", "onnx", "onnxruntime", "scipy"}

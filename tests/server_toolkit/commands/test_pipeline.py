@@ -66,16 +66,19 @@ def test_a_gate_that_is_missed_releases_nothing_and_says_by_how_much(fleet):
 
 
 @pytest.mark.parametrize(
-    ("arm", "start", "real_images"),
+    ("arm", "asked", "start", "real_images"),
     [
-        ("trajsyn_server_set", "server_set", True),
-        ("trajsyn_noise", "structured", False),
-        ("mine", "noise", True),
+        ("trajsyn_server_set", "false", "server_set", True),
+        ("trajsyn_noise", "true", "structured", False),
+        ("mine", "true", "noise", True),
+        ("mine", "false", "noise", False),
     ],
 )
-def test_the_name_of_the_arm_decides_whether_real_images_are_used(fleet, arm, start, real_images):
+def test_the_name_of_the_arm_decides_whether_real_images_are_used(
+    fleet, arm, asked, start, real_images
+):
     fleet.edit_config('arm = "trajsyn"', f'arm = "{arm}"')
-    fleet.edit_config("[harden]\n", "[harden]\nwith_server_set = true\n")
+    fleet.edit_config("[harden]\n", f"[harden]\nwith_server_set = {asked}\n")
     given = "server_set" if arm == "trajsyn_noise" else "noise"
     fleet.edit_config("[distill]\n", f'[distill]\nstart = "{given}"\n')
     workspace = Workspace.open(load_config(fleet.config))

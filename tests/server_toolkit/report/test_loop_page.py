@@ -18,15 +18,23 @@ from server_toolkit.report.loop_page import (
 
 
 def report(**changes):
-    arm = dict(meaning="what it is", is_control=False, clean=(0.9, 0.85, 0.95),
-               robust=(0.4, 0.3, 0.5), curve={0.0: (0.9, 0.85, 0.95), 0.1: (0.4, 0.3, 0.5)})  # fmt: skip
+    curve = {0.0: (0.9, 0.85, 0.95), 0.1: (0.4, 0.3, 0.5)}
+    arm = dict(
+        meaning="what it is", is_control=False, clean=curve[0.0], robust=curve[0.1], curve=curve
+    )
     fields = dict(
         title="The loop",
         summary=[("devices", "1")],
         epsilon=0.1,
         arms=[Arm(name="fedavg", **arm), Arm(name="robust", **arm)],
-        image_sets=[ImageSet(title="proxy", meaning="made", images=np.ones((4, 1, 8, 8), "f4"),
-                             labels=np.array([0, 0, 1, 1]))],
+        image_sets=[
+            ImageSet(
+                title="proxy",
+                meaning="made",
+                images=np.ones((4, 1, 8, 8), np.float32),
+                labels=np.array([0, 0, 1, 1]),
+            )
+        ],
         accuracy_by_round=[0.1, 0.8],
         devices=[DeviceRow(device="cam-01", images=300, bytes_up=1234, bytes_down=5, training_s=1,
                            training_cpu_s=1, running="version 1", local_accuracy=0.5,
