@@ -77,7 +77,7 @@ def image_grid(
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

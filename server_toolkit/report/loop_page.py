@@ -81,13 +81,15 @@ section > .card, .cards > div { background: #fff; border: 1px solid var(--line);
 .facts div { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: .6rem 1rem; min-width: 8.5rem; }
 .facts b { display: block; font-size: 1.25rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .42rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } thead th { color: var(--soft); }
 tr.control td { background: #fafafa; } tr.main td { background: #eaf4fb; font-weight: 600; }
 .scroll { overflow-x: auto; } svg, img { max-width: 100%; height: auto; display: block; }
-img { image-rendering: pixelated; border-radius: 4px; }
+svg { margin: 0 auto; }
+.cards h3 { margin: 0; } td:first-child { white-space: nowrap; }
+td small { white-space: normal; } img { image-rendering: pixelated; border-radius: 4px; }
 small { color: var(--soft); font-weight: 400; }
 """
 

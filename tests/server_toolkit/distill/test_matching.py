@@ -98,3 +98,41 @@ def test_an_image_outside_every_batch_has_no_gradient():
     got = match_gradient(network, **values, step_size=0.3, batches=[torch.tensor([0, 1])] * 2)
     assert got.images[2:].abs().max() == 0
     assert got.images[:2].abs().max() > 0
+
+
+class HeldTensor:
+    """A tensor that autograd keeps for the backward pass, counted while it is kept."""
+
+    alive_bytes = peak_bytes = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        HeldTensor.alive_bytes += tensor.nbytes
+        HeldTensor.peak_bytes = max(HeldTensor.peak_bytes, HeldTensor.alive_bytes)
+
+    def __del__(self):
+        HeldTensor.alive_bytes -= self.tensor.nbytes
+
+
+def peak_graph_bytes(compute):
+    HeldTensor.alive_bytes = HeldTensor.peak_bytes = 0
+    with torch.autograd.graph.saved_tensors_hooks(HeldTensor, lambda held: held.tensor):
+        compute()
+    return HeldTensor.peak_bytes
+
+
+def test_the_graph_kept_in_memory_does_not_grow_with_the_number_of_steps():
+    network, values, batches = problem()
+
+    def peak(steps, method):
+        more = batches[:1] * steps
+        return peak_graph_bytes(lambda: method(more))
+
+    def ours(b):
+        match_gradient(network, **values, step_size=0.01, batches=b)
+
+    def textbook(b):
+        unrolled(network, values, b, 0.01)
+
+    assert peak(20, ours) <= 1.01 * peak(2, ours)
+    assert peak(20, textbook) > 5 * peak(2, textbook)  # the measure does see a growing graph
