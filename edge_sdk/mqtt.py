@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import ssl
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ class MqttLink:
         self._events = events
         self._fall_back = False
         self._unsent = 0  # an estimate that only decides how long `stop` waits
+        self._attempting = False  # from the first packet to the broker's answer
+        self._refusal = ""  # the last one told, as attempts go on for ever
         self._client = self._build(paho.MQTTv5)
 
     def start(self) -> None:
@@ -138,7 +141,10 @@ class MqttLink:
         client.max_inflight_messages_set(MAX_INFLIGHT)
         client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
         client.reconnect_delay_set(1, 60)
+        client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
@@ -146,13 +152,8 @@ class MqttLink:
         if s.username is not None:
             password = read_secret(Path(s.password_file)) if s.password_file else None
             client.username_pw_set(s.username, password)
-        if s.tls_ca is not None:
-            try:
-                client.tls_set(
-                    s.tls_ca, s.tls_certificate, s.tls_key, tls_version=ssl.PROTOCOL_TLS_CLIENT
-                )
-            except (OSError, ssl.SSLError, ValueError) as error:
-                raise ConfigError(f"[broker] TLS files cannot be used: {error}") from error
+        if (context := tls_context(s)) is not None:
+            client.tls_set_context(context)
         return client
 
     def _put(self, event: Event) -> None:
@@ -161,17 +162,27 @@ class MqttLink:
         except queue.Full:
             log.warning("more messages than can be handled; dropping one (it will be asked again)")
 
+    def _on_pre_connect(self, _client: paho.Client, _user: Any) -> None:
+        self._attempting = True
+
     def _on_connect(
         self, client: paho.Client, _user: Any, _flags: Any, reason: ReasonCode, _props: Any
     ) -> None:
+        self._attempting = False
         if reason.is_failure:
             self._fall_back = reason.value == UNSUPPORTED_PROTOCOL_VERSION
-            self._put(Disconnected(f"the broker refused the connection: {reason}"))
+            self._refused(f"the broker refused the connection: {reason}")
             return
         for topic in self._subscriptions:
             client.subscribe(topic, qos=1)
+        self._refusal = ""
         self.connected = True
         self._put(Connected())
+
+    def _on_connect_fail(self, _client: paho.Client, _user: Any) -> None:
+        self._attempting = False
+        error = sys.exc_info()[1]  # paho calls this from where it handles the exception
+        self._refused(f"cannot connect to {self.settings.host}:{self.settings.port}: {error}")
 
     def _on_disconnect(
         self, _client: paho.Client, _user: Any, _flags: Any, reason: ReasonCode, _props: Any
@@ -179,6 +190,25 @@ class MqttLink:
         if self.connected:
             self.connected = False
             self._put(Disconnected(str(reason)))
+        elif self._attempting:
+            self._refused(
+                f"the broker at {self.settings.host}:{self.settings.port} ended the connection "
+                "without an answer: does it want TLS, or does it not accept our certificate? "
+                "Its own log says why"
+            )
+        self._attempting = False
+
+    def _refused(self, reason: str) -> None:
+        """Tell of a failed attempt, once for each reason."""
+        if reason != self._refusal:
+            self._refusal = reason
+            self._put(Disconnected(reason))
+
+    def _on_subscribe(
+        self, _client: paho.Client, _user: Any, _mid: int, reasons: list[ReasonCode], _props: Any
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):
+            log.warning("the broker does not let us read a topic; does it know this client's name?")
 
     def _on_message(self, _client: paho.Client, _user: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -196,6 +226,35 @@ class MqttLink:
         self._unsent = max(self._unsent - 1, 0)
         if reason.is_failure:
             log.warning("the broker did not accept a message: %s (check the ACL)", reason)
+
+
+def tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
+    """Return TLS that checks the broker's certificate and host name, or None without `tls_ca`.
+
+    Raises `ConfigError` naming the file that is missing or unusable.
+    """
+    own = [(n, getattr(settings, n)) for n in ("tls_certificate", "tls_key")]
+    own = [(name, path) for name, path in own if path is not None]
+    if settings.tls_ca is None:
+        if own:
+            raise ConfigError(f"[broker] {own[0][0]} needs tls_ca beside it, or there is no TLS")
+        return None
+    for name, path in [("tls_ca", settings.tls_ca), *own]:
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"[broker] {name}: cannot read {path}: {error.strerror}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    used = settings.tls_ca
+    try:
+        context.load_verify_locations(settings.tls_ca)
+        if settings.tls_certificate is not None:
+            used = f"{settings.tls_certificate} with {settings.tls_key or 'the key in it'}"
+            # An empty password makes an encrypted key an error instead of a question.
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"[broker] {used} cannot be used for TLS: {error}") from error
+    return context
 
 
 def read_secret(path: Path) -> str:
