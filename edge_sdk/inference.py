@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.agent.slots import Slot, SlotName, open_slot, slot_directory
 from edge_sdk.agent.trial import TrialResult
-from edge_sdk.errors import ProtocolError, ReleaseError
+from edge_sdk.errors import ProtocolError, ReleaseError, StorageError
 from edge_sdk.protocol.signing import load_public_key
 from edge_sdk.protocol.tensors import unpack
 from models import ModelSpec, SpecError
@@ -138,10 +138,23 @@ def _onnxruntime_errors() -> tuple[type[Exception], ...]:
 
 
 def active_slot(config: LoadedConfig) -> SlotName | None:
-    """Return the active slot's name, read beside a running agent."""
+    """Return the active slot's name, read beside a running agent; raises `StorageError`."""
+    value = _stored(config, "active_slot")
+    return None if value is None else ("A" if value == "A" else "B")
+
+
+def active_version(config: LoadedConfig) -> int:
+    """Return the active release's version, 0 if there is none; raises `StorageError`."""
+    return int(_stored(config, "active_version") or 0)
+
+
+def _stored(config: LoadedConfig, name: str) -> str | None:
     path = config.state / "state.db"
     if not path.exists():
         return None
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        row = db.execute("SELECT value FROM value WHERE name = 'active_slot'").fetchone()
-    return None if row is None else ("A" if row[0] == "A" else "B")
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT value FROM value WHERE name = ?", (name,)).fetchone()
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot read {path} ({error}); run as the agent's user") from error
+    return None if row is None else str(row[0])
