@@ -7,6 +7,7 @@
 # (not started before the device has its device.toml). Only pip uses the network; with a folder of
 # wheels beside the first one it does not: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels
 set -euo pipefail
+umask 022  # the service is another user and must read what root installs
 
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 ROOT=/opt/trajsyn
