@@ -188,9 +188,20 @@ def _make_arms(
                 display.say(f"{row.name}: {_DONE[row.kind]}")
         evaluated = sum(kind == "evaluation" for kind, _ in told)
         display.advance(bar, evaluated)
+        display.describe(bar, f"arms evaluated · {_last_words(paths.fleet / 'pipeline.log')}")
         return evaluated == len(ARMS) and not others.is_alive()
 
     _wait(done, processes, ARMS_TIMEOUT_S, "the arms of the comparison")
+
+
+def _last_words(log_file: Path) -> str:
+    """Return what a stage said last, such as "distil NAME: 150 of 300, match loss 0.4"."""
+    try:
+        text = log_file.read_text(errors="replace")
+    except OSError:
+        return ""
+    said = [line.partition("INFO")[2].strip() for line in text.splitlines() if " of " in line]
+    return said[-1][:60] if said else ""
 
 
 _DONE = {
@@ -296,6 +307,10 @@ class _Display:
     def bar(self, text: str, total: int) -> TaskID:
         """Add a bar."""
         return self._progress.add_task(text, total=total)
+
+    def describe(self, bar: TaskID, text: str) -> None:
+        """Change the text of a bar."""
+        self._progress.update(bar, description=text)
 
     def advance(self, bar: TaskID, done: int) -> None:
         """Move a bar to `done`."""
