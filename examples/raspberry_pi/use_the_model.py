@@ -3,8 +3,9 @@
     python use_the_model.py /var/lib/trajsyn/device/device.toml frame.jpg
     python use_the_model.py /var/lib/trajsyn/device/device.toml frame.jpg --watch
 
-With --watch it goes on: it classifies the file whenever the camera writes it anew, and changes to
-a new release as soon as the agent has accepted it. Run it as the agent's user.
+With --watch it goes on: it classifies every new frame, and changes to a new release as soon as
+the agent has switched to it. A frame must be written beside and then renamed, or half of one may
+be read. Run it as the agent's user.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def main() -> int:
         model = InstalledModel.open(config)
         seen_ns = 0
         while True:
+            written_ns = options.frame.stat().st_mtime_ns
             if model.slot.release.version != active_version(config):
                 model = InstalledModel.open(config)
-            written_ns = options.frame.stat().st_mtime_ns
             if written_ns != seen_ns:
                 seen_ns = written_ns
                 logits = model.predict(read_frame(options.frame, model.spec))
