@@ -72,7 +72,7 @@ class Transfers:
             return self._record(offer, whole, now_s)
         key = (offer.device, offer.blob.sha256)
         if key not in self._open or self._open[key].offer.blob != offer.blob:
-            self._make_room(offer)
+            self._make_room(offer, now_s)
             part = PartFile(offer.blob, self._folder(offer.device))
             self._open[key] = Transfer(offer, Receiver(part, device=offer.device), now_s)
         transfer = self._open[key]
@@ -136,23 +136,37 @@ class Transfers:
         intact = hashlib.sha256(data).hexdigest() == offer.blob.sha256
         return data if intact and len(data) == offer.blob.size else None
 
-    def _make_room(self, offer: Offer) -> None:
-        """Raise `RefusedOfferError` if the device has its full number of partial files."""
-        folder = self._folder(offer.device)
-        others = [p for p in folder.glob("*.part") if p.stem != offer.blob.sha256]
-        others.sort(key=lambda p: p.stat().st_mtime)
-        if len(others) < self.limits.max_open_transfers:
-            return
-        oldest = others[0]
-        if time.time() - oldest.stat().st_mtime < GIVE_WAY_AFTER_S:
-            raise RefusedOfferError(
-                f"{len(others)} transfers of this device are open",
-                permanent=False,
-                retry_after_s=QUOTA_RETRY_S,
-            )
-        self._open.pop((offer.device, oldest.stem), None)
-        oldest.unlink(missing_ok=True)
-        oldest.with_suffix(".have").unlink(missing_ok=True)
+    def _make_room(self, offer: Offer, now_s: float) -> None:
+        """Raise `RefusedOfferError` if the device has its full number of unfinished transfers.
+
+        Those that have brought no chunk yet count too, or offers alone could fill memory and disk.
+        """
+        others = self._idle_s(offer.device, now_s)
+        others.pop(offer.blob.sha256, None)
+        while len(others) >= self.limits.max_open_transfers:
+            sha256 = max(others, key=others.__getitem__)
+            if others[sha256] < GIVE_WAY_AFTER_S:
+                raise RefusedOfferError(
+                    f"{len(others)} transfers of this device are open",
+                    permanent=False,
+                    retry_after_s=QUOTA_RETRY_S,
+                )
+            self._open.pop((offer.device, sha256), None)
+            part = self._folder(offer.device) / f"{sha256}.part"
+            part.unlink(missing_ok=True)
+            part.with_suffix(".have").unlink(missing_ok=True)
+            del others[sha256]
+
+    def _idle_s(self, device: str, now_s: float) -> dict[str, float]:
+        """Return for how long nothing has come for each of a device's unfinished transfers."""
+        idle_s = {
+            sha256: now_s - transfer.last_s
+            for (owner, sha256), transfer in self._open.items()
+            if owner == device
+        }
+        for part in self._folder(device).glob("*.part"):
+            idle_s[part.stem] = time.time() - part.stat().st_mtime
+        return idle_s
 
     def _finish(self, transfer: Transfer, now_s: float) -> Done:
         offer = transfer.offer

@@ -165,6 +165,24 @@ def test_open_transfers_are_bounded_until_an_idle_one_gives_way(server, ledger, 
     assert not oldest.exists()
 
 
+def test_offers_alone_open_no_more_transfers_than_the_quota(server, ledger, device):
+    data = [random.Random(seed).randbytes(2 * CHUNK_BYTES) for seed in range(5)]
+    offers = [device.offer(ledger, part) for part in data]
+    answers = [server.say(device, offer)[0] for offer in offers]
+    assert [type(answer) for answer in answers] == [Need, Need, Reject, Reject, Reject]
+    for offer, part in zip(offers, data, strict=True):
+        server.chunk(device, offer, part, 0)
+    assert len(list((ledger.directory / "incoming" / "camera-1").glob("*.part"))) == 2
+
+
+def test_an_offer_without_chunks_gives_way_too(server, ledger, device):
+    offers = [device.offer(ledger, random.Random(s).randbytes(2 * CHUNK_BYTES)) for s in range(3)]
+    for offer in offers[:2]:
+        server.say(device, offer)
+    server.now_s = module.GIVE_WAY_AFTER_S + 1
+    assert isinstance(server.say(device, offers[2])[0], Need)
+
+
 def test_partial_files_are_deleted_after_a_week_and_not_before(server, ledger, device, large):
     offer, data = large
     server.say(device, offer)
