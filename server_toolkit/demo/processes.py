@@ -20,6 +20,7 @@ class Processes:
     def __init__(self, log_directory: Path) -> None:
         self._log_directory = log_directory
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._arguments: dict[str, Sequence[str | Path]] = {}
         log_directory.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Processes:
@@ -51,7 +52,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=one_thread_environment(),
             )
-        self._running[name] = process
+        self._running[name], self._arguments[name] = process, arguments
         return process
 
     def run(self, name: str, arguments: Sequence[str | Path]) -> None:
@@ -59,6 +60,14 @@ class Processes:
         process = self.start(name, arguments)
         process.wait()
         self.check(name)
+
+    def restart_if_killed(self, name: str) -> bool:
+        """Start a child again that a signal ended, as systemd would, and say whether it was so."""
+        code = self._running[name].poll()
+        if code is None or code >= 0:
+            return False
+        self.start(name, self._arguments[name])
+        return True
 
     def check(self, name: str) -> bool:
         """Say whether a child is still running; raises `ServerError` if it failed."""

@@ -75,11 +75,12 @@ def run_demo(output: Path, console: Console, *, broker: BrokerKind | None = None
             display.say(f"broker: {running.kind} on {running.host}:{running.port}")
             _set_up(paths, files, running.port, processes, display)
             ledger = Ledger.open(paths.fleet)
-            processes.start("server", [SERVER, "serve", "--config", paths.config])
+            started = [processes.start("server", [SERVER, "serve", "--config", paths.config])]
             for name in DEVICES:
                 config = paths.device(name) / "device.toml"
-                processes.start(name, [DEVICE, "agent", "--config", config])
-            display.say(f"one server and {len(DEVICES)} device processes are running")
+                started.append(processes.start(name, [DEVICE, "agent", "--config", config]))
+            pids = ", ".join(str(process.pid) for process in started)
+            display.say(f"one server and {len(DEVICES)} device processes are running: {pids}")
             _wait_for_rounds(ledger, processes, display)
             _make_arms(paths, files, ledger, processes, display)
             _wait_for_devices(ledger, processes, display)
@@ -157,7 +158,7 @@ def _wait_for_rounds(ledger: Ledger, processes: Processes, display: _Display) ->
         display.advance(bar, newest)
         return newest >= ROUNDS
 
-    _wait(done, processes, ROUNDS_TIMEOUT_S, "the federated rounds")
+    _wait(done, processes, display, ROUNDS_TIMEOUT_S, "the federated rounds")
 
 
 def _make_arms(
@@ -191,7 +192,7 @@ def _make_arms(
         display.describe(bar, f"arms evaluated · {_last_words(paths.fleet / 'pipeline.log')}")
         return evaluated == len(ARMS) and not others.is_alive()
 
-    _wait(done, processes, ARMS_TIMEOUT_S, "the arms of the comparison")
+    _wait(done, processes, display, ARMS_TIMEOUT_S, "the arms of the comparison")
 
 
 def _last_words(log_file: Path) -> str:
@@ -260,13 +261,17 @@ def _wait_for_devices(ledger: Ledger, processes: Processes, display: _Display) -
         display.advance(bar, len(running))
         return len(running) == len(DEVICES)
 
-    _wait(done, processes, INSTALL_TIMEOUT_S, "all devices to install the release")
+    _wait(done, processes, display, INSTALL_TIMEOUT_S, "all devices to install the release")
 
 
-def _wait(done: Callable[[], bool], processes: Processes, timeout_s: float, what: str) -> None:
+def _wait(
+    done: Callable[[], bool], processes: Processes, display: _Display, timeout_s: float, what: str
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
         for name in ("server", *DEVICES):
+            if processes.restart_if_killed(name):
+                display.say(f"{name} was killed; starting it again")
             if not processes.check(name):
                 raise ServerError(f"{name} ended early; see {processes.log(name)}")
         if time.monotonic() > deadline:
