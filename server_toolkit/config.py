@@ -52,7 +52,7 @@ class ModelSection(Section):
 class BrokerSection(Section):
     """How to reach the MQTT broker; TLS is used when `tls_ca` is set."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", pattern=r"^\S{1,255}$")
     port: int = Field(default=1883, ge=1, le=65535)
     keepalive_s: int = Field(default=60, ge=5, le=3600)
     client_id: str | None = None  # default: "trajsyn-server-" and the run's name

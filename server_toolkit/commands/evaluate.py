@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from server_toolkit.commands.compute import DeviceOption, ThreadsOption, choose_device
-from server_toolkit.commands.options import DEFAULT_CONFIG, ConfigOption
+from server_toolkit.commands.options import DEFAULT_CONFIG, ConfigOption, JsonFileOption
 from server_toolkit.commands.progress import interrupt_on_sigterm, show_progress
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def evaluate(
             metavar="IMAGES",
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all results to this file.", metavar="FILE")
-    ] = None,
+    json_file: JsonFileOption = None,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
     config: ConfigOption = DEFAULT_CONFIG,

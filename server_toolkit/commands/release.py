@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server_toolkit.commands.options import DEFAULT_CONFIG, ConfigOption
+from server_toolkit.commands.options import DEFAULT_CONFIG, ConfigOption, JsonFileOption
 from server_toolkit.commands.progress import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ def release(
     force: Annotated[
         bool, typer.Option("--force", help="Release what misses the gate; this is recorded.")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the manifest to this file.", metavar="FILE")
-    ] = None,
+    json_file: JsonFileOption = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Export, sign and record a model; a running `serve` publishes it within a second.

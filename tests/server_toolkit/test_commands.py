@@ -146,3 +146,12 @@ def test_serve_without_its_key_names_the_file(fleet):
 
 def test_an_unknown_command_is_a_usage_error():
     run("no-such-command", code=2)
+
+
+@pytest.mark.parametrize("arguments", [("evaluate", "--name"), ("release", "--force", "--model")])
+def test_a_result_file_that_cannot_be_written_is_refused_before_the_work(fleet, arguments):
+    for file in (fleet.directory / "missing" / "x.json", fleet.directory):
+        text = command(fleet, *arguments, "fedavg", "--json", file, code=2)
+        assert "cannot be written" in text
+    assert fleet.artefacts() == []
+    assert fleet.releases() == []

@@ -56,6 +56,7 @@ def test_every_commented_key_of_the_template_exists(write):
         ("min_accuracy = 0.0", "min_acuracy = 0.0", r"\[release\].*min_acuracy.*min_accuracy"),
         ("[run]", "[run", r"no TOML"),
         ('name = "run-1"', 'name = "a/b"', r"\[run\] name"),
+        ('host = "127.0.0.1"', 'host = ""', r"\[broker\] host"),
     ],
 )
 def test_a_mistake_names_file_section_key_and_remedy(write, before, after, message):
