@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     except EdgeError as error:
         sys.stderr.write(f"edge-sdk: {error}\n")
         return error.exit_code
+    except OSError as error:  # a directory that may not be written, a full disk
+        sys.stderr.write(f"edge-sdk: {error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     return code

@@ -53,3 +53,7 @@ class ReleaseError(EdgeError):
     """A release that may not be installed or did not pass its trial; the old model serves on."""
 
     exit_code = 8
+
+
+class TrialInterruptedError(EdgeError):
+    """Something else ended a release's trial: nothing is known of the model, it is tried again."""

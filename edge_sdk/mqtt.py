@@ -17,6 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.chunks import CHUNK_BYTES
+from edge_sdk.protocol.schema import bounded
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ UNSUPPORTED_PROTOCOL_VERSION = 0x84
 class BrokerSettings:
     """How to reach the broker. TLS is used when `tls_ca` is set, mutual with a certificate."""
 
-    host: str = "127.0.0.1"
-    port: int = 1883
-    keepalive_s: int = 60
+    host: str = bounded(pattern=r"\S{1,255}", default="127.0.0.1")
+    port: int = bounded(low=1, high=65535, default=1883)
+    keepalive_s: int = bounded(low=5, high=3600, default=60)
     username: str | None = None
     password_file: str | None = None
     tls_ca: str | None = None

@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import edge_sdk
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.agent.fetcher import Fetcher
 from edge_sdk.agent.installer import Candidate, Installer
+from edge_sdk.agent.jobs import Finished, Jobs
 from edge_sdk.agent.local_training import TrainedRound, train_round
 from edge_sdk.agent.progress import write_progress
 from edge_sdk.agent.slots import (
@@ -32,16 +32,16 @@ from edge_sdk.agent.slots import (
 )
 from edge_sdk.agent.store import Store
 from edge_sdk.agent.trial import TrialResult
-from edge_sdk.errors import EdgeError, ProtocolError, ReleaseError
+from edge_sdk.agent.uplink import Uplink
+from edge_sdk.errors import EdgeError, ProtocolError, ReleaseError, StorageError
 from edge_sdk.mqtt import Connected, Disconnected, MqttLink, Oversized, Received
 from edge_sdk.protocol import topics
-from edge_sdk.protocol.chunks import decode_chunk, encode_chunk
+from edge_sdk.protocol.chunks import decode_chunk
 from edge_sdk.protocol.messages import (
     DOWNLINK,
     AgentState,
     BlobRef,
     Done,
-    Message,
     Need,
     Reject,
     Release,
@@ -50,33 +50,14 @@ from edge_sdk.protocol.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.protocol.sender import OfferTimer, read_chunks
-from edge_sdk.protocol.signing import load_private_key, load_public_key, open_sealed, seal
+from edge_sdk.protocol.signing import load_private_key, load_public_key, open_sealed
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.2
 PROGRESS_S = 2.0
-
-
-class Link(Protocol):
-    """What the agent needs of its connection; `MqttLink` in earnest."""
-
-    connected: bool
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Send at least once, or return False."""
-
-    def tick(self) -> None:
-        """Do what must be done now and then."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A slow job ended; `then` takes its outcome in the agent's own thread."""
-
-    future: Future[Any]
-    then: Callable[[Any, EdgeError | None], None]
+STORAGE_PAUSE_S = 10.0
+MAX_QUEUED_EVENTS = 500  # of at most 64 KiB each; a transfer has at most 16 chunks on their way
 
 
 class Agent:
@@ -89,24 +70,20 @@ class Agent:
         self.config = config
         self.device = settings.device
         self.store = Store(config.state)
-        self.events: queue.Queue[Any] = queue.Queue(maxsize=10_000)
-        self.link: Link | None = None
+        self.events: queue.Queue[Any] = queue.Queue(MAX_QUEUED_EVENTS)
         self._clock = clock
-        self._key = load_private_key(config.resolve(settings.private_key))
+        key = load_private_key(config.resolve(settings.private_key))
         self._server_key = load_public_key(config.resolve(settings.server_public_key))
         self._fetcher = Fetcher(config.state / "fetched", device=self.device)
-        self._installer = Installer(config, self.store)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="work")
-        self._job: AgentState | None = None
         self._cancel = threading.Event()
         self._stop = threading.Event()
+        self._installer = Installer(config, self.store, stopping=self._stop)
+        self._jobs = Jobs(self.events, self._stop)
+        self.uplink = Uplink(self.device, key, self.store)
         self._task: Task | None = None
+        self._newest_task_blobs: list[BlobRef] = []  # kept: the next round has the same program
         self._release: tuple[Release, bytes] | None = None
-        self._offers: dict[str, OfferTimer] = {}
-        self._bytes = {
-            "bytes_up": self.store.number("bytes_up"),
-            "bytes_down": self.store.number("bytes_down"),
-        }
+        self._bytes_down = self.store.number("bytes_down")
         self._steps = (0, 0)
         self._samples = 0
         self._reported: tuple[object, ...] = ()
@@ -130,13 +107,18 @@ class Agent:
             ),
             events=self.events,
         )
-        self.link = link
+        self.uplink.link = link
         link.start()
         try:
             while not self._stop.is_set():
-                with contextlib.suppress(queue.Empty):
-                    self.handle(self.events.get(timeout=TICK_S))
-                self.tick()
+                try:
+                    with contextlib.suppress(queue.Empty):
+                        self.handle(self.events.get(timeout=TICK_S))
+                    self.tick()
+                except (OSError, StorageError, sqlite3.OperationalError) as error:
+                    # A full disk, most likely; whatever was interrupted is asked for again.
+                    log.warning("the state directory cannot be used: %s", error)
+                    self._stop.wait(STORAGE_PAUSE_S)
         finally:
             self.close()
             link.stop()
@@ -148,48 +130,46 @@ class Agent:
 
     def close(self) -> None:
         """End the slow job and close the store."""
-        self._cancel.set()
-        self._worker.shutdown(wait=True)
-        self.store.put(**self._bytes)
-        self._write_progress("stopped")
-        self.store.close()
+        self.stop()
+        self._jobs.close()
+        try:
+            self.store.put(**self._bytes())
+            self._write_progress("stopped")
+        finally:
+            self.store.close()
 
     def handle(self, event: Any) -> None:
         """Take one event; what a peer did wrong is logged and changes nothing."""
         match event:
             case Received(topic, payload):
-                self._bytes["bytes_down"] += len(payload)
+                self._bytes_down += len(payload)
                 try:
                     self._on_message(topic, payload)
                 except ProtocolError as error:
                     log.warning("ignored a message on %s: %s", topic, error)
             case Connected():
                 log.info("connected to the broker")
-                for timer in self._offers.values():
-                    timer.reset()
-                self._say(self._fetcher.on_connect(self._clock()))
+                self.uplink.offer_again()
+                self.uplink.say(self._fetcher.on_connect(self._clock()))
                 self._heartbeat_due_s = 0.0
             case Disconnected(reason):
                 log.warning("connection lost: %s", reason)
             case Oversized(topic, size):
                 log.warning("ignored %d bytes on %s", size, topic)
-            case Finished(future, then):
-                self._job = None
-                failure = future.exception()
-                if failure is not None and not isinstance(failure, EdgeError):
-                    raise failure
-                then(None if failure else future.result(), failure)
+            case Finished():
+                self._jobs.finish(event)
         self._advance()
 
     def tick(self) -> None:
         """Do what time alone asks for."""
         now_s = self._clock()
-        if self.link is None:
+        if self.uplink.link is None:
             return
-        self.link.tick()
-        if self.link.connected:
-            self._say(self._fetcher.on_tick(now_s))
-            self._offer(now_s)
+        self.uplink.link.tick()
+        self._drop_expired_task()
+        if self.uplink.connected:
+            self.uplink.say(self._fetcher.on_tick(now_s))
+            self.uplink.on_tick(now_s)
             self._report_status(now_s)
         state = self._state()
         if state != self._shown or now_s >= self._progress_due_s:
@@ -204,42 +184,50 @@ class Agent:
         elif topic == topics.RELEASE:
             self._on_release(payload)
         elif topic == topics.downlink(self.device, "chunk"):
-            self._say(self._fetcher.on_chunk(decode_chunk(payload), self._clock()))
+            self.uplink.say(self._fetcher.on_chunk(decode_chunk(payload), self._clock()))
         elif topic == topics.downlink(self.device, "msg"):
             message = decode_message(open_sealed(payload, self._server_key), DOWNLINK)
             if getattr(message, "device", None) != self.device:
                 raise ProtocolError("the message is for another device")
             match message:
                 case Need():
-                    self._send_chunks(message)
+                    self.uplink.send_chunks(message, self._clock())
                 case Done():
-                    self._settle(message.sha256, message.verdict)
+                    self.uplink.settle(message.sha256, message.verdict)
                 case Reject():
-                    self._on_reject(message)
+                    self.uplink.on_reject(message, self._clock())
 
     def _on_task(self, payload: bytes) -> None:
         if not payload:
-            self._task = None
-            return
+            return  # the retained task was taken back; unsigned, so what we have runs until expiry
         task = decode_message(open_sealed(payload, self._server_key), (Task,))
-        for timer in self._offers.values():
-            timer.reset()  # a server that publishes its task has just begun to listen
+        self.uplink.offer_again()  # a server that publishes its task has just begun to listen
         if not isinstance(task, Task) or task == self._task:
             return
         if task.expires_at_s < self._now_s(task.issued_at_s):
             raise ProtocolError(f"the task for round {task.round} has expired")
+        current = self._task
+        if current is not None and task.issued_at_s < current.issued_at_s:
+            raise ProtocolError(f"the task for round {task.round} is older than the one at hand")
         if task.round <= self.store.highest_round(task.run):
             self._task = None
             return
-        if self._task is not None:
-            log.info("round %d replaces round %d", task.round, self._task.round)
         self._task = task
+        if current is not None:
+            if _work(current) == _work(task):
+                return  # only its deadline has moved; training goes on
+            log.info("round %d replaces round %d", task.round, current.round)
         self._cancel.set()  # a job for an older round is of no use any more
-        kept = [task.program, task.base]
-        if self._release is not None:
-            kept += self._release_blobs(self._release[0])
-        self._fetcher.keep_only(kept)
+        self._newest_task_blobs = [task.program, task.base]
         self._fetch()
+
+    def _drop_expired_task(self) -> None:
+        """Give up a task that could not be begun in time; one in training is sent all the same."""
+        task = self._task
+        if task is not None and self._jobs.state != "train" and task.expires_at_s < self._now_s(0):
+            log.info("round %d: its time is over", task.round)
+            self._task = None
+            self._fetch()
 
     def _on_release(self, envelope: bytes) -> None:
         if not envelope or self.store.release_verdict(envelope_sha256(envelope)) is not None:
@@ -250,62 +238,20 @@ class Agent:
             release = decode_message(open_sealed(envelope, self._server_key), (Release,))
         except ProtocolError as error:
             reason = f"refused a release: {error}"
-            self.store.judge_release(envelope_sha256(envelope), 0, "refused", reason, None)
+            self.store.note_foreign_release(envelope_sha256(envelope), reason)
             raise
         assert isinstance(release, Release)
         try:
             self._installer.check_admissible(release, self._now_s(release.created_at_s))
         except ReleaseError as error:
-            self._installer.record(release, envelope, "refused", str(error))
+            self._installer.refuse(release, envelope, error)
             return
         if self._release is not None and release.version <= self._release[0].version:
             return
         self._release = (release, envelope)
         self._fetch()
 
-    def _on_reject(self, message: Reject) -> None:
-        if message.permanent:
-            log.error("the server refused an update: %s", message.reason)
-            self._settle(message.sha256, f"rejected: {message.reason}")
-        elif message.sha256 in self._offers:
-            self._offers[message.sha256].postpone(self._clock(), message.retry_after_s)
-
-    def _settle(self, sha256: str, outcome: str) -> None:
-        self._offers.pop(sha256, None)
-        if self.store.settle(sha256, outcome):
-            log.info("%s is with the server: %s", sha256[:12], outcome)
-
-    # What is sent
-
-    def _say(self, message: Message | None) -> None:
-        """Sign and publish on this device's uplink."""
-        if message is not None:
-            self._send("msg", encode_message(message))
-
-    def _send(self, channel: topics.Channel, payload: bytes) -> None:
-        data = seal(payload, self._key) if channel == "msg" else payload
-        if self.link is not None and self.link.publish(topics.uplink(self.device, channel), data):
-            self._bytes["bytes_up"] += len(data)
-
-    def _send_chunks(self, need: Need) -> None:
-        for item in self.store.outbox():
-            if item.blob.sha256 == need.sha256 and item.kind == "update":
-                self._timer(need.sha256).progress(self._clock())
-                for chunk in read_chunks(self.store.blob_path(need.sha256), item.blob, need):
-                    self._send("chunk", encode_chunk(chunk))
-
-    def _offer(self, now_s: float) -> None:
-        """Offer the oldest update and every report, when it is their time."""
-        updates = 0
-        for item in self.store.outbox():
-            updates += item.kind == "update"
-            if item.kind == "update" and updates > 1:
-                continue
-            if self._timer(item.blob.sha256).due(now_s):
-                self._send("msg", item.message)
-
-    def _timer(self, sha256: str) -> OfferTimer:
-        return self._offers.setdefault(sha256, OfferTimer(random.Random()))
+    # What is told
 
     def _report_status(self, now_s: float) -> None:
         state, detail = self._state(), self._detail()
@@ -314,8 +260,8 @@ class Agent:
             return
         self._reported = facts
         self._heartbeat_due_s = now_s + self.config.settings.heartbeat_s
-        self.store.put(**self._bytes)
-        self._say(
+        self.store.put(**self._bytes())
+        self.uplink.say(
             Status(
                 device=self.device,
                 at_s=round(time.time(), 3),
@@ -326,7 +272,7 @@ class Agent:
                 active_version=self.store.number("active_version"),
                 samples=self._samples,
                 outbox=len(self.store.outbox()),
-                **self._bytes,
+                **self._bytes(),
             )
         )
 
@@ -338,19 +284,20 @@ class Agent:
             wanted += self._release_blobs(self._release[0])
         if self._task is not None:
             wanted += [self._task.program, self._task.base]
-        self._say(self._fetcher.want(wanted, self._clock()))
+        self._fetcher.keep_only(wanted + self._newest_task_blobs)
+        self.uplink.say(self._fetcher.want(wanted, self._clock()))
 
     def _advance(self) -> None:
         """Start the next slow job if there is one and everything for it is here."""
-        if self._job is not None or self._stop.is_set():
+        if self._jobs.state is not None or self._stop.is_set():
             return
         if self._release is not None:
             release, envelope = self._release
             blobs = self._release_blobs(release)
             if any(self._fetcher.failed(b) for b in blobs):
                 self._release = None
-                reason = "its files do not have the sha256 that the release names"
-                self._installer.record(release, envelope, "refused", reason)
+                error = ProtocolError("its files arrived without the sha256 that it names")
+                self._installer.refuse(release, envelope, error)
             elif all(self._fetcher.has(b) for b in blobs):
                 self._install(release, envelope)
                 return
@@ -361,16 +308,6 @@ class Agent:
                 self._task = None
             elif all(self._fetcher.has(b) for b in blobs):
                 self._train(self._task)
-
-    def _start_job(
-        self,
-        state: AgentState,
-        work: Callable[[], Any],
-        then: Callable[[Any, EdgeError | None], None],
-    ) -> None:
-        self._job = state
-        future = self._worker.submit(work)
-        future.add_done_callback(lambda f: self.events.put(Finished(f, then)))
 
     def _train(self, task: Task) -> None:
         log.info("round %d: training", task.round)
@@ -391,7 +328,7 @@ class Agent:
                 progress=progress,
             )
 
-        self._start_job("train", work, lambda r, e: self._trained(task, r, e))
+        self._jobs.start("train", work, lambda r, e: self._trained(task, r, e))
 
     def _trained(self, task: Task, trained: TrainedRound | None, error: EdgeError | None) -> None:
         self._steps = (0, 0)
@@ -411,7 +348,8 @@ class Agent:
                 "round %d: trained on %d images in %.1f s, %d bytes to send",
                 task.round, trained.offer.samples, trained.offer.wall_s, trained.offer.blob.size,
             )  # fmt: skip
-        if self._task == task and (error is not None or trained is not None):
+        done = error is not None or trained is not None
+        if done and self._task is not None and _work(self._task) == _work(task):
             self._task = None
 
     def _install(self, release: Release, envelope: bytes) -> None:
@@ -426,14 +364,17 @@ class Agent:
         )
 
         def tried(trial: TrialResult | None, error: EdgeError | None) -> None:
-            self._release = None
-            if error is not None or trial is None:
-                self._installer.record(release, envelope, "refused", str(error))
-                return
-            self._installer.switch(release, slot)
-            self._check_health(release, envelope, slot, trial)
+            if self._stop.is_set():
+                return  # the stop may be why it failed; it is done again at the next start
+            if self._release == (release, envelope):  # else a newer one came meanwhile
+                self._release = None
+            if error is not None:
+                self._installer.refuse(release, envelope, error)
+            elif trial is not None:
+                self._installer.switch(release, slot)
+                self._check_health(release, envelope, slot, trial)
 
-        self._start_job("install", lambda: self._installer.prepare(candidate, slot), tried)
+        self._jobs.start("install", lambda: self._installer.prepare(candidate, slot), tried)
 
     def _check_health(
         self, release: Release, envelope: bytes, slot: SlotName, trial: TrialResult | None
@@ -441,16 +382,14 @@ class Agent:
         previous = self._installer.previous_slot()
 
         def checked(accuracy: float | None, error: EdgeError | None) -> None:
+            if self._stop.is_set():
+                return  # as above
             if error is not None:
-                self._installer.go_back()
-                self._installer.record(release, envelope, "rolled_back", str(error), trial=trial)
-                return
-            self._installer.pass_probation()
-            self._installer.record(
-                release, envelope, "running", "healthy", trial=trial, accuracy=accuracy
-            )
+                self._installer.go_back(release, envelope, str(error), trial)
+            else:
+                self._installer.pass_probation(release, envelope, trial, accuracy)
 
-        self._start_job(
+        self._jobs.start(
             "install", lambda: self._installer.check_health(release, slot, previous), checked
         )
 
@@ -462,7 +401,7 @@ class Agent:
             release = open_slot(directory, self._server_key).release
         except ReleaseError as error:
             log.warning("the new model is damaged, going back to the one before: %s", error)
-            self._installer.go_back()
+            self._installer.leave_damaged()
             return
         envelope = (directory / "release.signed").read_bytes()
         self._check_health(release, envelope, slot, None)
@@ -480,9 +419,12 @@ class Agent:
             self.store.put(seen_time_s=signed_time_s)
         return max(time.time(), seen_s, signed_time_s)
 
+    def _bytes(self) -> dict[str, int]:
+        return {"bytes_up": self.uplink.bytes_up, "bytes_down": self._bytes_down}
+
     def _state(self) -> AgentState:
-        if self._job is not None:
-            return self._job
+        if self._jobs.state is not None:
+            return self._jobs.state
         if self._task is not None or self._release is not None:
             return "fetch"
         return "publish" if any(i.kind == "update" for i in self.store.outbox()) else "idle"
@@ -499,7 +441,7 @@ class Agent:
                 "device": self.device,
                 "state": state,
                 "detail": self._detail(),
-                "connected": bool(self.link and self.link.connected),
+                "connected": self.uplink.connected,
                 "round": self._task.round if self._task else None,
                 "outbox": len(self.store.outbox()),
                 "active_slot": self.store.get("active_slot"),
@@ -509,6 +451,11 @@ class Agent:
                 else {"version": last[0], "verdict": last[1], "reason": last[2]},
                 "agent_version": edge_sdk.__version__,
                 "at_s": round(time.time(), 3),
-                **self._bytes,
+                **self._bytes(),
             },
         )
+
+
+def _work(task: Task) -> Task:
+    """Return the task without its times: what is to be trained."""
+    return replace(task, issued_at_s=0.0, expires_at_s=0.0)

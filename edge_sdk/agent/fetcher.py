@@ -42,7 +42,12 @@ class Fetcher:
         return False
 
     def want(self, blobs: list[BlobRef], now_s: float) -> Need | None:
-        """Set what to pull, in this order; whatever else was being pulled is put off."""
+        """Set what to pull, in this order; whatever else was being pulled is put off.
+
+        A blob that failed before gets new tries: chunks carry no signature, so that it may have
+        been somebody else's doing.
+        """
+        self._bad_hashes.clear()
         self._wanted = [b for b in blobs if not self.has(b)]
         if self._receiver is not None and self._receiver.part.blob in self._wanted[:1]:
             return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.agent.slots import (
@@ -15,9 +17,9 @@ from edge_sdk.agent.slots import (
     other,
     slot_directory,
 )
-from edge_sdk.agent.store import Store
+from edge_sdk.agent.store import ReleaseVerdict, Store
 from edge_sdk.agent.trial import TrialResult, run_trial
-from edge_sdk.errors import ReleaseError
+from edge_sdk.errors import EdgeError, ReleaseError, TrialInterruptedError
 from edge_sdk.protocol.messages import (
     InstallReport,
     InstallVerdict,
@@ -27,6 +29,9 @@ from edge_sdk.protocol.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+TRIES = 3  # of a trial that something else ended
+PAUSE_BETWEEN_TRIES_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,10 @@ class Installer:
     database and may run in another thread.
     """
 
-    def __init__(self, config: LoadedConfig, store: Store) -> None:
+    def __init__(self, config: LoadedConfig, store: Store, *, stopping: threading.Event) -> None:
         self._config = config
         self._store = store
+        self._stopping = stopping
         self._precision = config.settings.model.precision
 
     def check_admissible(self, release: Release, now_s: float) -> None:
@@ -69,7 +75,11 @@ class Installer:
         return other(self._active())
 
     def prepare(self, candidate: Candidate, slot: SlotName) -> TrialResult:
-        """Fill the idle slot and run the trial inference; raises `ReleaseError`."""
+        """Fill the idle slot and run the trial inference.
+
+        Raises `ReleaseError` for a bad model, `TrialInterruptedError` or `OSError` for what says
+        nothing about it.
+        """
         fill_slot(
             slot_directory(self._config.state, slot),
             envelope=candidate.envelope,
@@ -77,7 +87,7 @@ class Installer:
             model=candidate.model,
             reference=candidate.reference,
         )
-        return run_trial(self._config.file, slot, "reference")
+        return self._try(slot, "reference")
 
     def switch(self, release: Release, slot: SlotName) -> None:
         """Make the tried slot the active one, on probation."""
@@ -91,8 +101,11 @@ class Installer:
         )
 
     def check_health(self, release: Release, slot: SlotName, previous: SlotName | None) -> float:
-        """Return the accuracy on the device's own images; raises `ReleaseError` if too low."""
-        accuracy = run_trial(self._config.file, slot, "local").local_accuracy
+        """Return the accuracy on the device's own images in [0, 1].
+
+        Raises `ReleaseError` if it is too low, `TrialInterruptedError` if it cannot be measured.
+        """
+        accuracy = self._try(slot, "local").local_accuracy
         if accuracy is None or accuracy < release.health.min_accuracy:
             raise ReleaseError(
                 f"accuracy on this device's images is {accuracy or 0:.3f}, "
@@ -100,7 +113,7 @@ class Installer:
             )
         if previous is not None:
             try:
-                before = run_trial(self._config.file, previous, "local").local_accuracy or 0.0
+                before = self._try(previous, "local").local_accuracy or 0.0
             except ReleaseError as error:
                 log.warning("the model before cannot be compared with: %s", error)
                 return accuracy
@@ -115,37 +128,84 @@ class Installer:
         """Return the slot that ran before the active one."""
         return _slot(self._store.get("previous_slot"))
 
-    def go_back(self) -> None:
-        """Make the slot before the active one again."""
-        self._store.put(
-            active_slot=self._store.get("previous_slot"),
-            active_version=self._store.number("previous_version"),
-            previous_slot=None,
-            probation_version=None,
+    def refuse(self, release: Release, envelope: bytes, error: EdgeError) -> None:
+        """Leave everything as it is and say why.
+
+        Only a `ReleaseError` is the release's fault and final; after anything else it is tried
+        again at the agent's next start.
+        """
+        self._record(
+            release,
+            envelope,
+            "refused",
+            str(error),
+            remembered="refused" if isinstance(error, ReleaseError) else "postponed",
+            active_version=self._store.number("active_version"),
         )
 
-    def pass_probation(self) -> None:
-        """End the probation: the active slot is healthy."""
-        self._store.put(probation_version=None)
+    def go_back(
+        self, release: Release, envelope: bytes, reason: str, trial: TrialResult | None
+    ) -> None:
+        """Make the slot before the active one again; without one there is no model."""
+        values = self._values_before()
+        self._record(
+            release,
+            envelope,
+            "rolled_back",
+            reason,
+            active_version=self._store.number("previous_version"),
+            trial=trial,
+            values=values,
+        )
 
-    def record(
+    def leave_damaged(self) -> None:
+        """Go back from a slot that no longer tells which release it held."""
+        self._store.put(**self._values_before())
+
+    def pass_probation(
+        self, release: Release, envelope: bytes, trial: TrialResult | None, accuracy: float | None
+    ) -> None:
+        """End the probation: the active slot is healthy."""
+        self._record(
+            release,
+            envelope,
+            "running",
+            "healthy",
+            active_version=release.version,
+            trial=trial,
+            accuracy=accuracy,
+            values={"probation_version": None},
+        )
+
+    def _values_before(self) -> dict[str, str | int | float | None]:
+        return {
+            "active_slot": self._store.get("previous_slot"),
+            "active_version": self._store.number("previous_version"),
+            "previous_slot": None,
+            "probation_version": None,
+        }
+
+    def _record(
         self,
         release: Release,
         envelope: bytes,
         verdict: InstallVerdict,
         reason: str,
         *,
+        active_version: int,
+        remembered: ReleaseVerdict | None = None,
         trial: TrialResult | None = None,
         accuracy: float | None = None,
+        values: dict[str, str | int | float | None] | None = None,
     ) -> None:
-        """Keep the verdict and the report for the server, in one transaction."""
+        """Keep the verdict, what it changes and the report for the server, in one transaction."""
         report = InstallReport(
             device=self._config.settings.device,
             release=release.name,
             version=release.version,
             verdict=verdict,
             reason=readable(reason),
-            active_version=self._store.number("active_version"),
+            active_version=active_version,
             precision=self._precision,
             trial_max_abs_diff=trial.max_abs_diff if trial else None,
             local_accuracy=accuracy,
@@ -153,12 +213,28 @@ class Installer:
             at_s=round(time.time(), 3),
         )
         self._store.judge_release(
-            envelope_sha256(envelope), release.version, verdict, reason, encode_message(report)
+            envelope_sha256(envelope),
+            release.version,
+            remembered or verdict,
+            reason,
+            encode_message(report),
+            **(values or {}),
         )
         level = logging.INFO if verdict == "running" else logging.ERROR
         log.log(
             level, "release %s version %d: %s %s", release.name, release.version, verdict, reason
         )
+
+    def _try(self, slot: SlotName, kind: Literal["reference", "local"]) -> TrialResult:
+        """Run a trial, again after a pause if something else ended it."""
+        for _ in range(TRIES - 1):
+            try:
+                return run_trial(self._config.file, slot, kind, stopping=self._stopping)
+            except TrialInterruptedError as error:
+                log.warning("%s; trying again in %.0f s", error, PAUSE_BETWEEN_TRIES_S)
+                if self._stopping.wait(PAUSE_BETWEEN_TRIES_S):
+                    raise
+        return run_trial(self._config.file, slot, kind, stopping=self._stopping)
 
     def _active(self) -> SlotName | None:
         return _slot(self._store.get("active_slot"))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.agent.local_data import load_local_data
-from edge_sdk.errors import ProtocolError
+from edge_sdk.errors import ConfigError, ProtocolError
 from edge_sdk.protocol.messages import BlobRef, Offer, Task
 from edge_sdk.protocol.updates import decode_weights, encode_update
 from edge_sdk.runtime.program_file import ProgramFile
@@ -54,11 +54,14 @@ def train_round(
     """Train one round; None if `should_stop` said so.
 
     `residual` is the error feedback of the round before. Raises `ProtocolError` if program and
-    weights do not belong to the task.
+    weights do not belong to the task, `ConfigError` if training with its settings diverges,
+    `OSError` if a file is gone.
     """
     device = config.settings.device
     # Linux knows niceness per thread: this one trains, the others keep the connection alive.
-    os.setpriority(os.PRIO_PROCESS, 0, config.settings.compute.niceness)
+    # Niceness that somebody gave the whole agent stays: only root may lower it.
+    niceness = max(config.settings.compute.niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
     program = ProgramFile.load(program_path)
     layout = layout_of(program.spec)
     if layout.fingerprint != task.layout or program.kind != "training":
@@ -86,7 +89,10 @@ def train_round(
     if residual is not None and residual.shape != start.shape:
         log.error("the error feedback on disk is damaged; going on without it")
         residual = None
-    encoded = encode_update(result.weights - start, layout, task.encoding, residual=residual)
+    try:
+        encoded = encode_update(result.weights - start, layout, task.encoding, residual=residual)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     offer = Offer(
         device=device,
         blob=BlobRef(sha256=hashlib.sha256(encoded.data).hexdigest(), size=len(encoded.data)),

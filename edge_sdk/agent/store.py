@@ -53,6 +53,9 @@ Value = Literal[
     "highest_version", "residual", "residual_layout", "bytes_up", "bytes_down", "seen_time_s",
 ]  # fmt: skip
 
+ReleaseVerdict = Literal["running", "rolled_back", "refused", "postponed"]
+FOREIGN_RELEASES_KEPT = 20
+
 
 @dataclass(frozen=True)
 class OutboxItem:
@@ -75,6 +78,7 @@ class Store:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+            self._db.execute("DELETE FROM releases WHERE verdict = 'postponed'")
         except sqlite3.DatabaseError as error:
             raise StorageError(
                 f"{directory / 'state.db'} cannot be used: {error}. Move the state directory away "
@@ -233,21 +237,48 @@ class Store:
         return None if row is None else str(row[0])
 
     def judge_release(
-        self, envelope_sha256: str, version: int, verdict: str, reason: str, report: bytes | None
+        self,
+        envelope_sha256: str,
+        version: int,
+        verdict: ReleaseVerdict,
+        reason: str,
+        report: bytes,
+        **values: str | int | float | None,
     ) -> None:
-        """Record a verdict together with the report that tells the server."""
+        """Record a verdict, the report that tells the server and `put`'s values, all together.
+
+        A release is never tried again after its verdict, except that one which was "postponed" is
+        forgotten at the next start.
+        """
+        sha256 = hashlib.sha256(report).hexdigest()
         with self._transaction():
+            self._put(values)
             self._db.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)",
                 (envelope_sha256, version, verdict, reason),
             )
-            if report is not None:
-                sha256 = hashlib.sha256(report).hexdigest()
-                self._db.execute(
-                    "INSERT OR IGNORE INTO outbox (kind, sha256, size, message) "
-                    "VALUES ('install', ?, ?, ?)",
-                    (sha256, len(report), report),
-                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO outbox (kind, sha256, size, message) "
+                "VALUES ('install', ?, ?, ?)",
+                (sha256, len(report), report),
+            )
+
+    def note_foreign_release(self, envelope_sha256: str, reason: str) -> None:
+        """Remember the last few envelopes that the server did not sign, as version 0.
+
+        Anybody can send them in any number: they must not fill the disk, nor push out a verdict
+        on a real release.
+        """
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO releases VALUES (?, 0, 'refused', ?)",
+                (envelope_sha256, reason),
+            )
+            self._db.execute(
+                "DELETE FROM releases WHERE version = 0 AND rowid NOT IN "
+                "(SELECT rowid FROM releases WHERE version = 0 ORDER BY rowid DESC LIMIT ?)",
+                (FOREIGN_RELEASES_KEPT,),
+            )
 
     def last_release(self) -> tuple[int, str, str] | None:
         """Return (version, verdict, reason) of the newest release that was judged."""

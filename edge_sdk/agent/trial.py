@@ -9,15 +9,21 @@ Prints one JSON object: what was measured, or `{"error": reason}`.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edge_sdk.errors import EdgeError, ReleaseError
+from edge_sdk.errors import EdgeError, ReleaseError, TrialInterruptedError
 
 TIMEOUT_S = 600
+POLL_S = 0.2
+# How others end a process: the system short of memory, a service manager, a terminal.
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +35,49 @@ class TrialResult:
     inference_ms: float | None = None
 
 
-def run_trial(config: Path, slot: str, kind: Literal["reference", "local"]) -> TrialResult:
-    """Run one trial in a child; raises `ReleaseError` with the reason if it fails or dies."""
+def run_trial(
+    config: Path, slot: str, kind: Literal["reference", "local"], *, stopping: threading.Event
+) -> TrialResult:
+    """Run one trial in a child.
+
+    Raises `ReleaseError` with the reason if the model fails, kills the child or takes `TIMEOUT_S`;
+    `TrialInterruptedError` if `stopping` is set or somebody else ended the child.
+    """
     command = [sys.executable, "-m", "edge_sdk.agent.trial", str(config), slot, kind]
+    code, output, messages = _run(command, stopping)
+    if code < 0 and -code in FROM_OUTSIDE:
+        name = signal.Signals(-code).name
+        raise TrialInterruptedError(f"the trial inference was ended from outside by {name}")
     try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ReleaseError(f"the trial inference did not end within {TIMEOUT_S} s") from error
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(output.splitlines()[-1])
         if "error" in answer:
             raise ReleaseError(str(answer["error"]))
         return TrialResult(**answer)
     except (ValueError, IndexError, TypeError) as error:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        last = messages.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise ReleaseError(
-            f"the trial inference died with exit status {done.returncode}: {last[0][:300]}"
+            f"the trial inference died with exit status {code}: {last[0][:300]}"
         ) from error
+
+
+def _run(command: list[str], stopping: threading.Event) -> tuple[int, bytes, bytes]:
+    """Return exit status, standard output and standard error of a command that may be stopped."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        while True:
+            try:
+                output, messages = process.communicate(timeout=POLL_S)
+            except subprocess.TimeoutExpired:
+                if stopping.is_set():
+                    process.kill()
+                    raise TrialInterruptedError("the agent stops") from None
+                if time.monotonic() > deadline_s:
+                    process.kill()
+                    reason = f"the trial inference did not end within {TIMEOUT_S} s"
+                    raise ReleaseError(reason) from None
+            else:
+                return process.returncode, output, messages
 
 
 def main(arguments: list[str]) -> int:

@@ -102,7 +102,7 @@ class FakeServer:
         return blob
 
     def attach(self, agent):
-        agent.link = self
+        agent.uplink.link = self
         self.agent_events = agent.events
         self._receivers.clear()
         agent.events.put(Connected())

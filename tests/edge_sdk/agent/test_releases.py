@@ -1,11 +1,18 @@
 """Installing a release: what is refused, what is undone, and that the old model serves on."""
 
+import signal
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from edge_sdk.agent import installer, trial
 from edge_sdk.agent.slots import open_slot, slot_directory
-from edge_sdk.agent.store import Store
-from edge_sdk.errors import ReleaseError
+from edge_sdk.agent.store import FOREIGN_RELEASES_KEPT, Store
+from edge_sdk.agent.trial import run_trial
+from edge_sdk.errors import ReleaseError, TrialInterruptedError
 from edge_sdk.inference import InstalledModel, active_slot
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import ReleaseHealth, encode_message
@@ -187,3 +194,77 @@ def test_predict_refuses_images_of_another_shape(start, server, device):
     install(start(), server, make_release(server, 1))
     with pytest.raises(ReleaseError, match="expected"):
         InstalledModel.open(device).predict(np.zeros((1, 1, 9, 9), np.float32))
+
+
+def test_a_newer_release_that_comes_while_one_is_installed_is_installed_next(start, server, device):
+    agent = start()
+    server.broadcast(topics.RELEASE, make_release(server, 1))
+    pump(agent, lambda: agent._state() == "install")
+    server.broadcast(topics.RELEASE, make_release(server, 2))
+    pump(agent, lambda: [r.version for r in server.reports()] == [1, 2])
+    assert serves(device, 2)
+
+
+def test_a_trial_that_something_else_ends_is_made_again(start, server, device, monkeypatch):
+    tries = []
+
+    def killed_once(*arguments, **options):
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise TrialInterruptedError("ended from outside by SIGKILL")
+        return run_trial(*arguments, **options)
+
+    monkeypatch.setattr(installer, "run_trial", killed_once)
+    monkeypatch.setattr(installer, "PAUSE_BETWEEN_TRIES_S", 0.0)
+    assert install(start(), server, make_release(server, 1)).verdict == "running"
+    assert serves(device, 1)
+
+
+def test_a_release_that_could_not_be_tried_gets_another_chance_at_the_next_start(
+    start, server, device, monkeypatch
+):
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    release = make_release(server, 1)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(installer, "fill_slot", no_space)
+        agent = start()
+        report = install(agent, server, release)
+        assert report.verdict == "refused"
+        assert "No space left" in report.reason
+        settle(agent)
+        agent.close()
+    assert install(start(), server, release).verdict == "running"
+
+
+def test_a_child_killed_from_outside_is_no_fault_of_the_model(monkeypatch):
+    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    code, _, _ = trial._run(command, threading.Event())
+    assert code == -signal.SIGKILL
+    monkeypatch.setattr(trial, "_run", lambda *_: (code, b"", b""))
+    with pytest.raises(TrialInterruptedError, match="SIGKILL"):
+        run_trial(Path("device.toml"), "A", "reference", stopping=threading.Event())
+
+
+def test_a_stop_ends_the_trial_at_once_and_the_release_is_installed_later(start, server, device):
+    release = make_release(server, 1)
+    agent = start()
+    server.broadcast(topics.RELEASE, release)
+    pump(agent, lambda: agent._state() == "install")
+    agent.close()
+    assert server.reports() == []
+    assert install(start(), server, release).verdict == "running"
+
+
+def test_a_flood_of_forged_releases_neither_fills_the_store_nor_forgets_the_real_one(start, server):
+    agent = start()
+    release = make_release(server, 1)
+    install(agent, server, release)
+    for number in range(2 * FOREIGN_RELEASES_KEPT):
+        server.deliver(topics.RELEASE, b"forged %d" % number)
+    server.broadcast(topics.RELEASE, release)
+    settle(agent)
+    rows = agent.store._db.execute("SELECT version FROM releases").fetchall()
+    assert sorted(rows) == [(0,)] * FOREIGN_RELEASES_KEPT + [(1,)]
+    assert len(server.reports()) == 1

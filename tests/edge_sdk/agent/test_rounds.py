@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from edge_sdk.agent import local_training
 from edge_sdk.agent.store import Store
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import Status, Task, TrainingSettings, encode_message
@@ -114,7 +115,7 @@ def test_an_unsent_update_survives_a_kill_and_is_sent_with_the_same_bytes(
     server.broadcast(topics.TASK, task)
     pump(agent, lambda: agent.store.has_trained("test", 0))
     (item,) = agent.store.outbox()
-    agent._worker.shutdown()
+    agent._jobs.close()
     agent.store._db.close()  # no clean end: as after SIGKILL
     server.answers_offers = True
     agent = start()
@@ -162,6 +163,18 @@ def test_error_feedback_is_carried_into_the_next_round(start, server, task):
     server.broadcast(topics.TASK, later(task, 1))
     pump(agent, lambda: agent.store.has_trained("test", 1))
     assert not np.array_equal(residual, agent.store.residual("test", LAYOUT.fingerprint))
+
+
+def test_weights_that_overflow_end_the_round_not_the_agent(start, server, task, monkeypatch):
+    def diverged(*_, **__):
+        raise ValueError("the update holds NaN or infinity; local training diverged")
+
+    monkeypatch.setattr(local_training, "encode_update", diverged)
+    agent = start()
+    server.broadcast(topics.TASK, task)
+    pump(agent, lambda: agent._jobs.state == "train")
+    pump(agent, lambda: agent._state() == "idle")
+    assert agent.store.rounds() == []
 
 
 def test_a_blob_that_never_matches_its_hash_ends_the_round_not_the_agent(start, server, task):
@@ -221,3 +234,41 @@ def test_a_message_for_another_device_is_ignored(start, server, task):
     server.deliver(topics.downlink("cam-01", "msg"), seal(encode_message(done), server.key))
     settle(agent)
     assert len(agent.store.outbox()) == 1
+
+
+def test_a_round_whose_deadline_moves_on_is_not_begun_anew(start, server, task):
+    agent = start()
+    server.broadcast(topics.TASK, task)
+    pump(agent, lambda: agent._jobs.state == "train")
+    moved = dict(issued_at_s=task.issued_at_s + 1, expires_at_s=task.expires_at_s + 600)
+    server.broadcast(topics.TASK, dataclasses.replace(task, **moved))
+    pump(agent, lambda: agent._task is not None and agent._task.issued_at_s > task.issued_at_s)
+    assert not agent._cancel.is_set()
+    pump(agent, lambda: agent.store.rounds() == [("test", 0, "accepted")])
+    settle(agent)
+    assert agent._state() == "idle"
+    assert len(server.updates) == 1
+
+
+def test_an_older_task_sent_again_does_not_replace_the_newer(start, server, task):
+    agent = start()
+    server.broadcast(topics.TASK, dataclasses.replace(task, round=4, issued_at_s=time.time()))
+    server.broadcast(topics.TASK, dataclasses.replace(task, round=3, issued_at_s=1.0))
+    pump(agent, lambda: agent.store.has_trained("test", 4))
+    settle(agent)
+    assert not agent.store.has_trained("test", 3)
+
+
+def test_an_empty_message_which_nobody_signed_takes_no_task_away(start, server, task):
+    agent = start()
+    server.broadcast(topics.TASK, task)
+    server.deliver(topics.TASK, b"")
+    pump(agent, lambda: agent.store.rounds() == [("test", 0, "accepted")])
+
+
+def test_a_task_that_cannot_be_begun_in_time_is_dropped(start, server, task):
+    server.blobs.clear()  # nothing is published any more
+    agent = start()
+    server.broadcast(topics.TASK, dataclasses.replace(task, expires_at_s=time.time() + 0.5))
+    pump(agent, lambda: agent._state() == "fetch")
+    pump(agent, lambda: agent._state() == "idle")
