@@ -68,13 +68,13 @@ def trajectories(ledger: Ledger) -> Trajectories:
 def verify(ledger: Ledger) -> Iterator[str]:
     """Yield a sentence for everything that is no longer as it was received.
 
-    Every blob's hash is computed anew, every update decoded, every round's base compared with the
-    aggregate before it, and every aggregate computed again and compared bit for bit.
+    Every blob's hash is computed anew, those of releases too, every update decoded, every round's
+    base compared with the aggregate before it, and every aggregate computed again and compared bit
+    for bit.
     """
-    for sha256, what in (
-        (ledger.initial.sha256, "initial weights"),
-        (ledger.program.sha256, "program"),
-    ):
+    named = [(ledger.initial.sha256, "initial weights"), (ledger.program.sha256, "program")]
+    named += [(f["sha256"], f"release {r.version}") for r in ledger.releases() for f in r.files]
+    for sha256, what in named:
         try:
             ledger.blobs.read(sha256)
         except LedgerError as error:

@@ -78,3 +78,13 @@ def test_missing_weights_are_named(ledger):
     text = "\n".join(verify(ledger))
     assert "initial weights" in text
     assert "round 0: its aggregate cannot be checked" in text
+
+
+def test_a_flipped_bit_in_a_file_of_a_release_is_named(ledger):
+    blob = ledger.blobs.put(b"model")
+    ledger.record_release(1, "m", b"envelope", [blob])
+    assert list(verify(ledger)) == []
+    ledger.blobs.path(blob.sha256).write_bytes(b"modem")
+    (difference,) = verify(ledger)
+    assert "release 1" in difference
+    assert blob.sha256 in difference
