@@ -105,6 +105,8 @@ def main() -> None:
         _end(error, 2)
     except edge_errors.EdgeError as error:
         _end(error, 1)
+    except OSError as error:  # a directory that may not be written, a full disk
+        _end(error, 1)
     except KeyboardInterrupt:
         _end("interrupted", 130)
 

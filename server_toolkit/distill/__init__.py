@@ -1,19 +1,5 @@
-"""Trajectory matching: from the weights that the server received to a synthetic proxy set."""
+"""Trajectory matching: from the weights that the server received to a synthetic proxy set.
 
-from server_toolkit.distill.config import DistillConfig
-from server_toolkit.distill.engine import DistillProgress, distill
-from server_toolkit.distill.initial_images import ServerSet, initial_images
-from server_toolkit.distill.proxy_set import ProxySet
-from server_toolkit.distill.segments import Segment, Trajectories, list_segments
-
-__all__ = [
-    "DistillConfig",
-    "DistillProgress",
-    "ProxySet",
-    "Segment",
-    "ServerSet",
-    "Trajectories",
-    "distill",
-    "initial_images",
-    "list_segments",
-]
+`engine.distill` does it, `segments.list_segments` says on what, `proxy_set.ProxySet` is what comes
+out. Nothing is imported here: only the engine needs torch, and `serve` must not load it.
+"""

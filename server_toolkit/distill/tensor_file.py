@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from edge_sdk.protocol.part_file import write_durably
 from server_toolkit.errors import ConfigError
 
 Array = npt.NDArray[Any]
@@ -24,12 +24,7 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Array], fields: Mapping[
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     payload = save(contiguous, metadata={FIELDS_KEY: json.dumps(fields, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_durably(path, payload)
 
 
 def read_tensor_file(path: Path, *, max_bytes: int) -> tuple[dict[str, Array], dict[str, Any]]:

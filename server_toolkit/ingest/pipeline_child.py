@@ -34,7 +34,9 @@ class PipelineChild:
         self._process: subprocess.Popen[bytes] | None = None
 
     def on_tick(self) -> None:
-        """Start the child if it is time, or see whether it has ended."""
+        """Start the child if it is time, or see whether it has ended; call once rounds are over."""
+        if self.state == "finished" and not self._ledger.pipeline_finished():
+            self.state = "waiting"  # more rounds were configured, and they are over too
         if self.state == "waiting":
             self._start()
         elif self.state == "running" and self._process is not None:

@@ -99,6 +99,7 @@ class Service:
             encoding=config.training.encoding,
         )
         self._pipeline = PipelineChild(ledger, config.file) if config.pipeline.enabled else None
+        self._task: bytes | None = None  # what the broker retains, as far as we know
         self._release: int | None = None
         self._stopping = threading.Event()
         self._paused_until: dict[str, float] = {}
@@ -146,16 +147,17 @@ class Service:
                 self._handler.letters.add(topic, size, "larger than any message", time.time())
             case Connected():
                 log.info("connected to the broker")
+                self._task = self._release = None
                 self._publish_task()
-                self._release = None
                 self._publish_release()
             case Disconnected(reason):
                 log.warning("no connection to the broker: %s", reason)
 
     def _tick(self) -> None:
-        self._link.tick()
+        self._guard("link", self._link.tick)
         self._guard("messages", self._handler.on_tick, time.time())
         self._guard("rounds", self._advance_rounds)
+        self._guard("task", self._publish_task)
         self._guard("release", self._publish_release)
         if self._pipeline is not None and self._coordinator.finished:
             self._guard("pipeline", self._pipeline.on_tick)
@@ -180,10 +182,11 @@ class Service:
             self._publish_task()
 
     def _publish_task(self) -> None:
-        """Publish the retained task; an empty message takes the last one back at the end."""
+        """Publish the retained task if it is news; an empty message takes back the last one."""
         task = self._coordinator.task()
         envelope = b"" if task is None else seal(encode_message(task), self._key)
-        self._link.publish(topics.TASK, envelope, retain=True)
+        if envelope != self._task and self._link.publish(topics.TASK, envelope, retain=True):
+            self._task = envelope
 
     def _publish_release(self) -> None:
         newest = self.ledger.latest_release()

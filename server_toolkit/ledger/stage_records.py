@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from edge_sdk.protocol.messages import BlobRef, InstallReport
 from edge_sdk.protocol.part_file import sha256_of_file
@@ -18,6 +18,7 @@ from server_toolkit.ledger.blobs import BlobStore
 from server_toolkit.ledger.database import Database
 
 ArtefactKind = Literal["proxy", "model", "evaluation"]
+INSTALLS_KEPT = 100  # of each device: one that sends reports without end must not fill the disk
 
 
 class StageRecords:
@@ -99,7 +100,10 @@ class StageRecords:
     def record_install(
         self, report: InstallReport, payload_sha256: str, *, received_at_s: float | None = None
     ) -> None:
-        """Record a device's report once, however often the same payload arrives."""
+        """Record a device's report once, however often the same payload arrives.
+
+        All but the device's newest `INSTALLS_KEPT` are forgotten.
+        """
         with self._database.write() as session:
             known = select(schema.Install).filter_by(payload_sha256=payload_sha256)
             if session.scalar(known) is None:
@@ -109,6 +113,14 @@ class StageRecords:
                         payload_sha256=payload_sha256,
                         received_at_s=received,
                         **dataclasses.asdict(report),
+                    )
+                )
+                session.flush()
+                of_device = select(schema.Install.id).where(schema.Install.device == report.device)
+                kept = of_device.order_by(schema.Install.id.desc()).limit(INSTALLS_KEPT)
+                session.execute(
+                    delete(schema.Install).where(
+                        schema.Install.device == report.device, schema.Install.id.not_in(kept)
                     )
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from edge_sdk.protocol.part_file import write_durably
 from edge_sdk.protocol.signing import load_private_key, unverified_payload
 from server_toolkit.errors import GateError, LedgerError
 from server_toolkit.ledger.schema import Release as ReleaseRow
+from server_toolkit.locks import try_lock
 from server_toolkit.release.bundle import OnnxPair, build_release
 from server_toolkit.release.gate import ArmScores, GateLimits, check_gate
 from server_toolkit.stages.evaluate import read_evaluation, score_of
@@ -46,8 +48,19 @@ def run_release(workspace: Workspace, name: str, *, force: bool = False) -> Rele
 
     Raises `GateError` unless its evaluation meets [release] beside that of "fedavg", on the same
     images and attack, and is of exactly these ONNX files; robust means PGD at [harden] epsilon.
-    With `force` the release is made all the same, and what it misses is written into it.
+    With `force` the release is made all the same, and what it misses is written into it. Raises
+    `LedgerError` while another release is being made here.
     """
+    lock = try_lock(workspace.ledger.directory / "release.lock")
+    if lock is None:
+        raise LedgerError("another release is being made in this directory; wait for its end")
+    try:
+        return _release(workspace, name, force=force)
+    finally:
+        os.close(lock)
+
+
+def _release(workspace: Workspace, name: str, *, force: bool) -> Released:
     config = workspace.config
     key = load_private_key(workspace.ledger.directory / KEY_FILE)
     pair, calibration = export_model(workspace, name)
