@@ -180,6 +180,24 @@ def test_a_power_cut_before_the_health_check_makes_it_at_the_next_start(start, s
     assert serves(device, 1)
 
 
+def test_a_release_on_probation_that_arrives_again_is_not_refused(start, server, device):
+    release = make_release(server, 1)
+    agent = start()
+    install(agent, server, release)
+    agent.close()
+    store = Store(device.state)  # as a kill right after the switch leaves it
+    store.put(probation_version=1, previous_slot=None, previous_version=0)
+    store._db.execute("DELETE FROM releases")
+    store.close()
+    server.messages.clear()
+    agent = start()
+    server.broadcast(topics.RELEASE, release)
+    pump(agent, lambda: server.reports() and agent.store.get("probation_version") is None)
+    settle(agent)
+    assert {r.verdict for r in server.reports()} == {"running"}
+    assert serves(device, 1)
+
+
 def test_a_file_that_rots_in_its_slot_is_found_when_it_is_loaded(start, server, device):
     install(start(), server, make_release(server, 1))
     path = slot_directory(device.state, "A") / "model.onnx"
