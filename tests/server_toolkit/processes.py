@@ -56,7 +56,7 @@ def run(*arguments, code=0):
     return output.decode() if code == 0 else text
 
 
-def until(condition, timeout_s=20.0):
+def until(condition, timeout_s=60.0):
     """Wait for a true value and return it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

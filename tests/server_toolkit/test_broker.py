@@ -117,5 +117,5 @@ def test_the_command_runs_until_it_is_told_to_end(tmp_path):
     port = int(line.split(";")[0].rsplit(":", 1)[1])
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     process.communicate()

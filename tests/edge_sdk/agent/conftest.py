@@ -221,7 +221,7 @@ def pump(agent, until, timeout_s=60.0):
 
 
 def settle(agent, quiet_s=0.3):
-    """Run the loop until nothing happens any more."""
+    """Run the loop until no job runs and nothing has happened for `quiet_s`."""
     last = time.monotonic()
     while time.monotonic() - last < quiet_s:
         try:
@@ -229,6 +229,8 @@ def settle(agent, quiet_s=0.3):
             last = time.monotonic()
         except queue.Empty:
             agent.tick()
+            if agent._jobs.state is not None:
+                last = time.monotonic()
 
 
 def make_release(server, version, *, sign=1, name="robust", tamper=0.0, **changes):

@@ -1,5 +1,8 @@
 """Segments join the weights that their kind says."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -74,3 +77,8 @@ def test_error_says_what_is_needed(trajectories, kind, rounds_ahead, says):
 def test_weights_that_do_not_fit_are_named(global_path, device_path, says):
     with pytest.raises(DistillationError, match=says):
         Trajectories(global_path, device_path)
+
+
+def test_listing_segments_loads_no_torch():
+    code = "import sys, server_toolkit.distill.segments; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

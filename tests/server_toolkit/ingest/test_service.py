@@ -98,7 +98,7 @@ class WireDevice(FakeDevice):
         chunk = Chunk(sha256, index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
         self.link.publish(topics.uplink(self.id, "chunk"), encode_chunk(chunk))
 
-    def hear(self, *kinds, timeout_s=20.0):
+    def hear(self, *kinds, timeout_s=60.0):
         """Return the next message of these kinds; `bytes` stands for a chunk."""
 
         def find():
@@ -173,7 +173,7 @@ def test_two_rounds_over_a_real_broker(fleet, serve, devices):
     assert pull(devices[0], blob) == b"a model"
 
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert serve_state(fleet.directory)["state"] == "stopped"
 
 
@@ -254,7 +254,7 @@ def test_without_a_broker_the_server_waits_for_one(tmp_path):
     until(lambda: serve_state(ledger.directory).get("state") == "serving")
     assert not serve_state(ledger.directory)["connected"]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -286,7 +286,7 @@ def test_after_the_last_round_the_pipeline_runs_once_it_ends_well(fleet, serve, 
     until(lambda: serve_state(fleet.directory)["pipeline"] == "failed")
     assert "exit code 6" in (fleet.directory / "serve.log").read_text()
     process.terminate()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert not fleet.pipeline_finished()
     serve()
     until(lambda: serve_state(fleet.directory)["pipeline"] == "finished")

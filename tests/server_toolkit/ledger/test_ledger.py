@@ -10,6 +10,7 @@ from server_toolkit.errors import LedgerError
 from server_toolkit.ledger import Ledger
 from server_toolkit.ledger.ledger import DEAD_LETTERS_KEPT
 from server_toolkit.ledger.schema import DeadLetter
+from server_toolkit.ledger.stage_records import INSTALLS_KEPT
 from tests.server_toolkit.fleet import LAYOUT, SPEC, FakeDevice, new_ledger, random_flat
 
 
@@ -194,3 +195,25 @@ def test_an_install_report_counts_once(ledger, device):
     ledger.record_install(report, "a" * 64)
     (row,) = ledger.installs()
     assert (row.device, row.verdict, row.local_accuracy) == ("camera-1", "running", None)
+
+
+def test_reports_without_end_push_out_only_the_same_devices_older_ones(ledger, device):
+    FakeDevice("camera-2").enrol(ledger)
+    fields = dict(
+        release="m",
+        verdict="refused",
+        reason="",
+        active_version=0,
+        precision="int8",
+        trial_max_abs_diff=None,
+        local_accuracy=None,
+        inference_ms=None,
+        at_s=3.0,
+    )
+    ledger.record_install(InstallReport(device="camera-2", version=1, **fields), "f" * 64)
+    for version in range(INSTALLS_KEPT + 5):
+        report = InstallReport(device="camera-1", version=version, **fields)
+        ledger.record_install(report, f"{version:064x}")
+    first, *rest = ledger.installs()
+    assert first.device == "camera-2"
+    assert [row.version for row in rest] == list(range(5, INSTALLS_KEPT + 5))
