@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from edge_sdk.errors import ProtocolError
@@ -9,6 +10,8 @@ from edge_sdk.protocol.chunks import encode_chunk
 from edge_sdk.protocol.messages import BlobRef, Need
 from edge_sdk.protocol.sender import read_chunks
 from server_toolkit.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 
 class Downlink:
@@ -31,10 +34,14 @@ class Downlink:
     def answer(self, need: Need) -> Iterator[bytes]:
         """Yield the chunk messages asked for, at most one window of them.
 
-        Raises `ProtocolError` for a blob that is not published.
+        Raises `ProtocolError` for a blob that is not published, or not whole any more.
         """
         blob = self.published().get(need.sha256)
         if blob is None:
             raise ProtocolError(f"{need.sha256[:12]} is not published")
-        for chunk in read_chunks(self._ledger.blobs.path(blob.sha256), blob, need):
+        path = self._ledger.blobs.path(blob.sha256)
+        if not path.exists() or path.stat().st_size != blob.size:
+            log.error("%s is missing or damaged, devices wait for it; restore it", path)
+            raise ProtocolError(f"{need.sha256[:12]} is missing or damaged on the server")
+        for chunk in read_chunks(path, blob, need):
             yield encode_chunk(chunk)

@@ -189,12 +189,16 @@ class Service:
             self._task = envelope
 
     def _publish_release(self) -> None:
+        """Publish the newest release if it is news; raises `LedgerError` if a file is damaged.
+
+        Devices that pulled a damaged file would refuse this version for good.
+        """
         newest = self.ledger.latest_release()
-        if (
-            newest is not None
-            and newest.version != self._release
-            and self._link.publish(topics.RELEASE, newest.envelope, retain=True)
-        ):
+        if newest is None or newest.version == self._release or not self._link.connected:
+            return
+        for file in newest.files:
+            self.ledger.blobs.read(file["sha256"])
+        if self._link.publish(topics.RELEASE, newest.envelope, retain=True):
             self._release = newest.version
             log.info("release %s version %d is published", newest.name, newest.version)
 

@@ -53,6 +53,20 @@ def test_release_files_can_be_pulled(server, ledger, device):
     assert decode_chunk(chunk).data == b"a model"
 
 
+def test_a_file_that_is_cut_or_gone_on_the_server_is_named_and_not_sent(
+    server, ledger, device, caplog
+):
+    blob = ledger.blobs.put(b"a model")
+    ledger.record_release(1, "m", b"envelope", [blob])
+    path = ledger.blobs.path(blob.sha256)
+    for damage in (lambda: path.write_bytes(b"a mod"), path.unlink):
+        damage()
+        caplog.clear()
+        assert server.say(device, need(blob.sha256, (0, 1))) == []
+        assert str(path) in caplog.text
+        assert "Traceback" not in caplog.text
+
+
 def test_an_update_of_another_device_cannot_be_pulled(server, ledger, device):
     other = FakeDevice("camera-2").enrol(ledger)
     offer, data = other.update(ledger)

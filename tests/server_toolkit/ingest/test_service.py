@@ -295,6 +295,16 @@ def test_after_the_last_round_the_pipeline_runs_once_it_ends_well(fleet, serve, 
     assert log == f"stand-in {file}\n" * 2
 
 
+def test_a_release_with_a_damaged_file_is_not_published(fleet, serve):
+    blob = fleet.blobs.put(b"a model")
+    fleet.record_release(1, "m", b"envelope", [blob])
+    fleet.blobs.path(blob.sha256).write_bytes(b"a modem")
+    serve()
+    log = fleet.directory / "serve.log"
+    until(lambda: f"{blob.sha256} is damaged" in log.read_text())
+    assert serve_state(fleet.directory)["release"] is None
+
+
 def test_status_shows_what_the_server_is_doing(fleet, serve, devices):
     process = serve()
     devices[0].upload(*devices[0].update(fleet, 0))
