@@ -13,6 +13,7 @@ from edge_sdk.protocol.receiver import Receiver
 log = logging.getLogger(__name__)
 
 MAX_BAD_HASHES = 3
+STALLED_S = 120.0  # a release that the server cannot send must not hold up training
 
 
 class Fetcher:
@@ -78,8 +79,14 @@ class Fetcher:
         return self._next(now_s)
 
     def on_tick(self, now_s: float) -> Need | None:
-        """Ask again for what does not come."""
-        return self._receiver.on_tick(now_s) if self._receiver else None
+        """Ask again for what does not come, and after `STALLED_S` for something else first."""
+        if self._receiver is None:
+            return None
+        if len(self._wanted) > 1 and self._receiver.idle_s(now_s) > STALLED_S:
+            self._wanted.append(self._wanted.pop(0))
+            self._receiver = None
+            return self._next(now_s)
+        return self._receiver.on_tick(now_s)
 
     def on_connect(self, now_s: float) -> Need | None:
         """Ask at once on a new connection."""

@@ -43,6 +43,10 @@ class Receiver:
         """Whether every chunk has arrived."""
         return self.part.complete
 
+    def idle_s(self, now_s: float) -> float:
+        """Return for how long nothing new has come."""
+        return now_s - self._progress_s
+
     def start(self, now_s: float) -> Need | None:
         """Ask anew for what is missing: at the beginning, after a reconnect, on a new offer."""
         self._asked.clear()
