@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def broker(
     *,
     directory: Annotated[Path, typer.Option(help="Where the broker keeps its files.")],
-    port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one.")] = None,
     kind: Annotated[
         Kind | None, typer.Option(help="Default: mosquitto if installed, else amqtt.")
     ] = None,

@@ -7,7 +7,7 @@ import pytest
 from edge_sdk.mqtt import BrokerSettings, Connected, MqttLink, Received
 from server_toolkit.broker import find_mosquitto, start_broker
 from server_toolkit.errors import ConfigError, ServerError
-from tests.server_toolkit.processes import start, until
+from tests.server_toolkit.processes import run, start, until
 
 KINDS = [
     pytest.param(
@@ -119,3 +119,8 @@ def test_the_command_runs_until_it_is_told_to_end(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     process.communicate()
+
+
+def test_a_port_that_does_not_exist_is_refused(tmp_path):
+    for port in (-1, 65536):
+        run("broker", "--directory", tmp_path, "--port", port, code=2)
