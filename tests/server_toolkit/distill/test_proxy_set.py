@@ -1,14 +1,13 @@
 """A proxy set comes back from its file as it was, and nothing else comes back at all."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from models import ModelSpec
 from server_toolkit.distill.proxy_set import ProxySet
+from server_toolkit.distill.tensor_file import write_tensor_file
 from server_toolkit.errors import ConfigError
 
 SPEC = ModelSpec(channels=1, image_size=8, classes=3, width=4, depth=2, mean=(0.3,), std=(0.4,))
@@ -41,7 +40,7 @@ def raw_file(path, fields, **tensors):
         "metadata": {},
     }
     values.update(tensors)
-    save_file(values, path, metadata={"trajsyn": json.dumps({**header, **fields})})
+    write_tensor_file(path, values, {**header, **fields})
 
 
 def test_file_gives_back_every_field(tmp_path):
