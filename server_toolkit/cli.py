@@ -89,7 +89,7 @@ def options(
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
     )
-    for noisy in ("alembic", "paho", "amqtt"):
+    for noisy in ("alembic", "amqtt", "onnx_ir", "onnxscript", "paho"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisier in ("torchao", "torch.utils._pytree"):  # they warn of GPU code that we never call
         logging.getLogger(noisier).setLevel(logging.ERROR)

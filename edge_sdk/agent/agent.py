@@ -19,19 +19,13 @@ from typing import Any
 import edge_sdk
 from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.agent.fetcher import Fetcher
+from edge_sdk.agent.installation import Installation
 from edge_sdk.agent.installer import Candidate, Installer
 from edge_sdk.agent.jobs import Finished, Jobs
 from edge_sdk.agent.local_training import TrainedRound, train_round
 from edge_sdk.agent.progress import write_progress
-from edge_sdk.agent.slots import (
-    SlotName,
-    envelope_sha256,
-    open_slot,
-    release_file,
-    slot_directory,
-)
+from edge_sdk.agent.slots import envelope_sha256, release_file
 from edge_sdk.agent.store import Store
-from edge_sdk.agent.trial import TrialResult
 from edge_sdk.agent.uplink import Uplink
 from edge_sdk.errors import EdgeError, ProtocolError, ReleaseError, StorageError
 from edge_sdk.mqtt import Connected, Disconnected, MqttLink, Oversized, Received
@@ -77,8 +71,9 @@ class Agent:
         self._fetcher = Fetcher(config.state / "fetched", device=self.device)
         self._cancel = threading.Event()
         self._stop = threading.Event()
-        self._installer = Installer(config, self.store, stopping=self._stop)
         self._jobs = Jobs(self.events, self._stop)
+        self._installer = Installer(config, self.store, stopping=self._stop)
+        self._installation = Installation(config, self._installer, self._jobs, stopping=self._stop)
         self.uplink = Uplink(self.device, key, self.store)
         self._task: Task | None = None
         self._newest_task_blobs: list[BlobRef] = []  # kept: the next round has the same program
@@ -90,7 +85,7 @@ class Agent:
         self._shown = ""
         self._heartbeat_due_s = self._progress_due_s = 0.0
         if self.store.get("probation_version") is not None:
-            self._resume_probation()
+            self._installation.resume(self._server_key)
 
     # The loop
 
@@ -355,58 +350,18 @@ class Agent:
             self._task = None
 
     def _install(self, release: Release, envelope: bytes) -> None:
-        log.info("installing release %s version %d", release.name, release.version)
-        slot = self._installer.idle_slot()
-        model = release_file(release, self.config.settings.model.precision).blob
         candidate = Candidate(
             release,
             envelope,
-            self._fetcher.path(model),
+            self._fetcher.path(release_file(release, self.config.settings.model.precision).blob),
             self._fetcher.path(release.reference),
         )
 
-        def tried(trial: TrialResult | None, error: EdgeError | None) -> None:
-            if self._stop.is_set():
-                return  # the stop may be why it failed; it is done again at the next start
+        def tried() -> None:
             if self._release == (release, envelope):  # else a newer one came meanwhile
                 self._release = None
-            if error is not None:
-                self._installer.refuse(release, envelope, error)
-            elif trial is not None:
-                self._installer.switch(release, slot)
-                self._check_health(release, envelope, slot, trial)
 
-        self._jobs.start("install", lambda: self._installer.prepare(candidate, slot), tried)
-
-    def _check_health(
-        self, release: Release, envelope: bytes, slot: SlotName, trial: TrialResult | None
-    ) -> None:
-        previous = self._installer.previous_slot()
-
-        def checked(accuracy: float | None, error: EdgeError | None) -> None:
-            if self._stop.is_set():
-                return  # as above
-            if error is not None:
-                self._installer.go_back(release, envelope, str(error), trial)
-            else:
-                self._installer.pass_probation(release, envelope, trial, accuracy)
-
-        self._jobs.start(
-            "install", lambda: self._installer.check_health(release, slot, previous), checked
-        )
-
-    def _resume_probation(self) -> None:
-        """Make the health check that a power cut interrupted right after the switch."""
-        slot: SlotName = "A" if self.store.get("active_slot") == "A" else "B"
-        directory = slot_directory(self.config.state, slot)
-        try:
-            release = open_slot(directory, self._server_key).release
-        except ReleaseError as error:
-            log.warning("the new model is damaged, going back to the one before: %s", error)
-            self._installer.leave_damaged()
-            return
-        envelope = (directory / "release.signed").read_bytes()
-        self._check_health(release, envelope, slot, None)
+        self._installation.begin(candidate, tried)
 
     # Small things
 

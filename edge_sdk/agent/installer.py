@@ -70,9 +70,13 @@ class Installer:
         if release.expires_at_s < now_s:
             raise ReleaseError(f"version {release.version} has expired; sign it anew")
 
+    def active_slot(self) -> SlotName | None:
+        """Return the slot that is running."""
+        return _slot(self._store.get("active_slot"))
+
     def idle_slot(self) -> SlotName:
         """Return the slot that is not running."""
-        return other(self._active())
+        return other(self.active_slot())
 
     def prepare(self, candidate: Candidate, slot: SlotName) -> TrialResult:
         """Fill the idle slot and run the trial inference.
@@ -92,7 +96,7 @@ class Installer:
     def switch(self, release: Release, slot: SlotName) -> None:
         """Make the tried slot the active one, on probation."""
         self._store.put(
-            previous_slot=self._active(),
+            previous_slot=self.active_slot(),
             previous_version=self._store.number("active_version"),
             active_slot=slot,
             active_version=release.version,
@@ -235,9 +239,6 @@ class Installer:
                 if self._stopping.wait(PAUSE_BETWEEN_TRIES_S):
                     raise
         return run_trial(self._config.file, slot, kind, stopping=self._stopping)
-
-    def _active(self) -> SlotName | None:
-        return _slot(self._store.get("active_slot"))
 
 
 def _slot(text: str | None) -> SlotName | None:
