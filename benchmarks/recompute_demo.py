@@ -219,6 +219,8 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
     args = parser.parse_args()
+    if not (args.output / "result.json").is_file():
+        parser.error(f"{args.output} holds no result.json; run `make demo` first")
     result = json.loads((args.output / "result.json").read_text(encoding="utf-8"))
     checks, arms = Checks(), {}
     print(f"{'':50} ours   reported difference allowed")
