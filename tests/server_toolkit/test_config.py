@@ -20,6 +20,13 @@ def write(tmp_path):
     return write
 
 
+def with_distill(line):
+    """The template with one more line in its [distill] table, which has a comment behind it."""
+    head, heading, tail = server_toml().partition("\n[distill]")
+    comment, newline, rest = tail.partition("\n")
+    return head + heading + comment + newline + line + "\n" + rest
+
+
 def test_the_template_of_init_is_a_whole_configuration(write):
     config = load_config(write(server_toml()))
     assert config.model.spec == SPEC
@@ -99,7 +106,7 @@ class StageSettings:
 
 
 def test_a_stages_table_becomes_its_own_settings(write):
-    config = load_config(write(server_toml() + "\n[distill]\nsteps = 5\n"))
+    config = load_config(write(with_distill("steps = 5")))
     assert config.settings_of("distill", StageSettings) == StageSettings(steps=5)
 
 
@@ -112,7 +119,7 @@ def test_a_stages_table_becomes_its_own_settings(write):
     ],
 )
 def test_a_mistake_in_a_stages_table_is_named(write, line, message):
-    config = load_config(write(server_toml() + f"\n[distill]\n{line}\n"))
+    config = load_config(write(with_distill(line)))
     with pytest.raises(ConfigError, match=message):
         config.settings_of("distill", StageSettings)
 
