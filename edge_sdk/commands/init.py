@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import ConfigError, ProtocolError
 
 HELP = "create a device's key and device.toml, and print what the server must be told"
 
@@ -62,7 +62,10 @@ def run(options: argparse.Namespace) -> int:
     from edge_sdk.protocol.signing import create_key, load_public_key, public_key_text
     from edge_sdk.protocol.topics import check_device_id
 
-    check_device_id(options.device)
+    try:
+        check_device_id(options.device)
+    except ProtocolError as error:
+        raise ConfigError(f"--device: {error}") from error
     server_key = load_public_key(options.server_key)
     directory: Path = options.directory
     if directory.exists() and any(directory.iterdir()):

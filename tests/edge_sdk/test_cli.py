@@ -113,3 +113,14 @@ def test_agent_runs_without_a_broker_and_ends_cleanly(device):
         assert process.wait(60) == 0
     done = edge_sdk("status", "--config", device / "device.toml")
     assert "not running" in done.stdout
+
+
+def test_a_device_id_that_is_none_is_a_wrong_option(device, tmp_path):
+    key = device / "server.pub"
+    for name in ("all", "../x"):
+        done = edge_sdk(
+            "init", tmp_path / "new", "--device", name, "--server-key", key, "--data", "digits"
+        )
+        assert done.returncode == 2
+        assert "--device" in done.stderr
+        assert not (tmp_path / "new").exists()
