@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 .PHONY: help setup demo test test-slow lint clean
 
 help:
-	@echo "make demo       the whole loop on this machine, a few minutes; see demo-output/report.html"
+	@echo "make demo       the whole loop on this machine in a few minutes; see demo-output/report.html"
 	@echo "make test       lint, types and the default tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and mypy --strict"
@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/pip install -q --upgrade pip "setuptools>=77" wheel
 	$(BIN)/pip install -q "torch==$(TORCH)+cpu" --extra-index-url $(CPU_INDEX) --retries 1 --timeout 15 \
 		|| $(BIN)/pip install -q "torch==$(TORCH)"
-	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
 setup: $(VENV)/.ready

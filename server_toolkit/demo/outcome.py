@@ -264,16 +264,17 @@ def _print_table(console: Console, result: dict[str, Any], output: Path) -> None
     table = Table()
     for heading in ("arm", "clean", f"PGD-20, ε = {EPSILON:g}"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("what it is")
-    for name, meaning in ARMS.items():
+    for name in ARMS:
         arm = result["arms"][name]
         style = "bold" if name == MAIN_ARM else "dim" if name in CONTROLS else ""
         cells = (
             f"{_percent(arm['clean'])} ({_range(arm['clean_95'])})",
             f"{_percent(arm['pgd20'])} ({_range(arm['pgd20_95'])})",
         )
-        table.add_row(name, *cells, meaning, style=style)
+        table.add_row(name, *cells, style=style)
     console.print(table)
+    for name, meaning in ARMS.items():
+        console.print(f"  {name}: {meaning}", style="dim", highlight=False)
     console.print(
         f"{result['devices_on_release']} of {result['devices']} devices run version "
         f"{result['release_version']} (int8: {_percent(result['int8_clean'])} clean, "
