@@ -87,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
     (directory / "server.pub").write_text(public_key_text(server_key) + "\n")
     (directory / "device.toml").write_text(text)
     load_config(directory / "device.toml")
+    if path and not Path(options.data).exists():
+        print(f"note: there is nothing at {options.data} yet; put the images there before training")
     print(f"{directory / 'device.toml'} is ready. Tell the server about this device:")
     print(
         f"  server-toolkit devices add --id {options.device} "

@@ -39,7 +39,9 @@ def load_npz(path: Path | str) -> Dataset:
     except KeyError as error:
         raise ConfigError(f"{path}: it must hold the arrays images and labels") from error
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
-        raise ConfigError(f"{path} is no readable .npz file: {error}") from error
+        # numpy's own text would recommend loading it unsafely
+        reason = "it holds Python objects" if "pickle" in str(error) else error
+        raise ConfigError(f"{path} is no readable .npz file of plain arrays: {reason}") from error
     if images.ndim == 3:
         images = images[:, None]
     if images.dtype == np.uint8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import warnings
@@ -50,6 +51,8 @@ def init(
     directory = directory.resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
+    if not all(math.isfinite(value) for value in [*(mean or []), *(std or [])]):
+        raise ConfigError("--mean and --std must be finite numbers")
     directory.parent.mkdir(parents=True, exist_ok=True)
     text = SERVER_TOML.format(
         name=json.dumps(name),

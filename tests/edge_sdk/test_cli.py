@@ -56,6 +56,16 @@ def test_init_makes_a_private_key_only_the_user_can_read_and_tells_the_next_step
     assert "not empty" in again.stderr
 
 
+def test_init_notes_that_the_images_are_not_there_yet(tmp_path):
+    create_key(tmp_path / "server.key")
+    done = edge_sdk(
+        "init", tmp_path / "cam", "--device", "cam-01", "--server-key", tmp_path / "server.pub",
+        "--data", tmp_path / "nowhere",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "nothing at" in done.stdout
+
+
 def test_status_before_the_first_start(device):
     done = edge_sdk("status", "--config", device / "device.toml")
     assert (done.returncode, done.stdout.split()) == (0, ["agent", "never", "started"])
