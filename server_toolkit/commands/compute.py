@@ -25,10 +25,11 @@ def choose_device(device: str, *, threads: int) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.device(device).type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
+        kind = torch.device(device).type
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device} cannot be used: choose cpu, cuda, cuda:N or auto")
     return device
