@@ -43,7 +43,7 @@ class BrokerSettings:
 
 @dataclass(frozen=True)
 class Connected:
-    """The broker took us and our subscriptions are on their way."""
+    """The broker took us and has our subscriptions."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ class MqttLink:
             self._fall_back = reason.value == UNSUPPORTED_PROTOCOL_VERSION
             self._refused(f"the broker refused the connection: {reason}")
             return
-        for topic in self._subscriptions:
-            client.subscribe(topic, qos=1)
         self._refusal = ""
-        self.connected = True
-        self._put(Connected())
+        if self._subscriptions:
+            client.subscribe([(topic, 1) for topic in self._subscriptions])
+        else:
+            self._ready()
 
     def _on_connect_fail(self, _client: paho.Client, _user: Any) -> None:
         self._attempting = False
@@ -210,6 +210,12 @@ class MqttLink:
     ) -> None:
         if any(reason.is_failure for reason in reasons):
             log.warning("the broker does not let us read a topic; does it know this client's name?")
+        self._ready()
+
+    def _ready(self) -> None:
+        """Tell of the connection only now: answers must not come before the subscriptions."""
+        self.connected = True
+        self._put(Connected())
 
     def _on_message(self, _client: paho.Client, _user: Any, message: paho.MQTTMessage) -> None:
         try:
