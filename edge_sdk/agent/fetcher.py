@@ -25,6 +25,7 @@ class Fetcher:
         self._wanted: list[BlobRef] = []
         self._receiver: Receiver | None = None
         self._bad_hashes: dict[str, int] = {}
+        self._checked: set[str] = set()  # hashed once since the start, not at every event
         directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, blob: BlobRef) -> Path:
@@ -32,11 +33,14 @@ class Fetcher:
         return self._directory / blob.sha256
 
     def has(self, blob: BlobRef) -> bool:
-        """Say whether a blob is here; a file that went bad since is removed."""
+        """Say whether a blob is here; a file that went bad before this start is removed."""
         path = self.path(blob)
         if not path.exists():
             return False
-        if path.stat().st_size == blob.size and sha256_of_file(path) == blob.sha256:
+        if path.stat().st_size == blob.size and (
+            blob.sha256 in self._checked or sha256_of_file(path) == blob.sha256
+        ):
+            self._checked.add(blob.sha256)
             return True
         log.error("%s is damaged; fetching it again", path)
         path.unlink()
@@ -98,6 +102,7 @@ class Fetcher:
         for path in self._directory.iterdir():
             if path.name.partition(".")[0] not in kept:
                 path.unlink()
+        self._checked &= kept
 
     def _next(self, now_s: float) -> Need | None:
         if not self._wanted:

@@ -202,11 +202,6 @@ class Store:
 
     # Rounds
 
-    def has_trained(self, run: str, round_number: int) -> bool:
-        """Say whether this round's update exists or is already with the server."""
-        query = "SELECT 1 FROM trained WHERE run = ? AND round = ?"
-        return self._db.execute(query, (run, round_number)).fetchone() is not None
-
     def highest_round(self, run: str) -> int:
         """Return the newest round of this run that was trained here, -1 if there is none."""
         row = self._db.execute("SELECT max(round) FROM trained WHERE run = ?", (run,)).fetchone()

@@ -256,5 +256,6 @@ def make_release(server, version, *, sign=1, name="robust", tamper=0.0, **change
     return Release(**(fields | changes))
 
 
-def refused(agent):
-    return agent.store.last_release()[1] == "refused" if agent.store.last_release() else False
+def has_trained(store, run, number):
+    """Whether this round's update exists or is already with the server."""
+    return (run, number) in [(r, n) for r, n, _ in store.rounds()]

@@ -15,7 +15,7 @@ from edge_sdk.protocol.updates import decode_update, encode_weights
 from models import layout_of
 from models.networks import build_model, flat_parameters
 
-from .conftest import SPEC, pump, settle
+from .conftest import SPEC, has_trained, pump, settle
 
 LAYOUT = layout_of(SPEC)
 
@@ -101,10 +101,10 @@ def test_a_round_already_trained_is_not_trained_again(start, server, task):
 def test_an_older_round_than_the_last_is_not_trained(start, server, task):
     agent = start()
     server.broadcast(topics.TASK, later(task, 4))
-    pump(agent, lambda: agent.store.has_trained("test", 4))
+    pump(agent, lambda: has_trained(agent.store, "test", 4))
     server.broadcast(topics.TASK, later(task, 3))
     settle(agent)
-    assert not agent.store.has_trained("test", 3)
+    assert not has_trained(agent.store, "test", 3)
 
 
 def test_an_unsent_update_survives_a_kill_and_is_sent_with_the_same_bytes(
@@ -113,7 +113,7 @@ def test_an_unsent_update_survives_a_kill_and_is_sent_with_the_same_bytes(
     server.answers_offers = False
     agent = start()
     server.broadcast(topics.TASK, task)
-    pump(agent, lambda: agent.store.has_trained("test", 0))
+    pump(agent, lambda: has_trained(agent.store, "test", 0))
     (item,) = agent.store.outbox()
     agent._jobs.close()
     agent.store._db.close()  # no clean end: as after SIGKILL
@@ -157,11 +157,11 @@ def test_a_newer_task_replaces_the_one_in_training(start, server, task):
 def test_error_feedback_is_carried_into_the_next_round(start, server, task):
     agent = start()
     server.broadcast(topics.TASK, task)
-    pump(agent, lambda: agent.store.has_trained("test", 0))
+    pump(agent, lambda: has_trained(agent.store, "test", 0))
     residual = agent.store.residual("test", LAYOUT.fingerprint)
     assert np.abs(residual).max() > 0
     server.broadcast(topics.TASK, later(task, 1))
-    pump(agent, lambda: agent.store.has_trained("test", 1))
+    pump(agent, lambda: has_trained(agent.store, "test", 1))
     assert not np.array_equal(residual, agent.store.residual("test", LAYOUT.fingerprint))
 
 
@@ -252,9 +252,9 @@ def test_an_older_task_sent_again_does_not_replace_the_newer(start, server, task
     agent = start()
     server.broadcast(topics.TASK, dataclasses.replace(task, round=4, issued_at_s=time.time()))
     server.broadcast(topics.TASK, dataclasses.replace(task, round=3, issued_at_s=1.0))
-    pump(agent, lambda: agent.store.has_trained("test", 4))
+    pump(agent, lambda: has_trained(agent.store, "test", 4))
     settle(agent)
-    assert not agent.store.has_trained("test", 3)
+    assert not has_trained(agent.store, "test", 3)
 
 
 def test_an_empty_message_which_nobody_signed_takes_no_task_away(start, server, task):
