@@ -1,4 +1,4 @@
-"""Compile the native library against the installed ExecuTorch wheel.
+"""Compile the native library against an ExecuTorch wheel.
 
 `python -m edge_sdk.runtime.build` fills `edge_sdk/runtime/lib/`, which runs without torch and
 without executorch. Standard library only: `setup.py` loads this file on its own.
@@ -6,8 +6,8 @@ without executorch. Standard library only: `setup.py` loads this file on its own
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -15,71 +15,127 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_sdk.errors import RuntimeLibraryError
 
-SOURCE = Path(__file__).parent / "native" / "trajsyn_runtime.cpp"
+NATIVE = Path(__file__).parent / "native"
 LIB = Path(__file__).parent / "lib"
-LIBRARY = LIB / "libtrajsyn_runtime.so"
-STAMP = LIB / "build.json"
-# No operator library: a program is one XNNPACK delegate, so no kernel is ever called.
+LIBRARY = "libtrajsyn_runtime.so"
+STAMP = "build.json"
+EXECUTORCH = "1.5.1"
+# No operator library of ExecuTorch's: the kernels that a program calls are XNNPACK's or our own.
 SHARED = ("libexecutorch.so", "libexecutorch_threadpool.so", "libexecutorch_backend_xnnpack.so")
-FLAGS = (
-    *("-std=c++17", "-O2", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS"),
-    # The XNNPACK library registers itself when it is loaded; nothing refers to it by name.
-    *("-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN"),
+
+COMPILE = (
+    *("-std=c++17", "-O3", "-fPIC", "-fno-semantic-interposition"),
+    "-DC10_USING_CUSTOM_GENERATED_MACROS",
 )
+# The XNNPACK library registers itself when it is loaded; nothing refers to it by name.
+LINK = ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-Wl,-rpath,$ORIGIN")
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2)
+# Files for one architecture, by the end of their names: (machine, instructions that a processor
+# may lack; what is in such a file is called only after asking the processor).
+SPECIAL = {
+    "_avx2": ("x86_64", AVX2),
+    "_avx512": ("x86_64", AVX512),
+    "_avx512vnni": ("x86_64", ("-mavx512vnni", *AVX512)),
+    "_neon_dotprod": ("aarch64", ("-march=armv8.2-a+dotprod",)),
+}
+
+Sources = dict[Path, tuple[str, ...]]  # each file with its flags
 
 
-def build(*, force: bool = False) -> bool:
-    """Bring `lib/` up to date; return whether anything had to be done.
+@dataclass(frozen=True)
+class Target:
+    """What to build for, against which unpacked ExecuTorch wheel, and into which folder."""
+
+    machine: str  # x86_64 or aarch64
+    executorch: Path  # the folder that holds `include/` and `lib/`
+    output: Path
+
+
+def build(target: Target | None = None, *, force: bool = False) -> bool:
+    """Bring a folder up to date (default: `lib/`, for this machine); return whether it was not.
 
     Raises `RuntimeLibraryError` without an ExecuTorch wheel or a compiler, or when it fails.
     """
-    wheel, version = _find_executorch()
-    stamp = _stamp(version)
-    if not force and _is_current(stamp):
+    target = target or Target(platform.machine(), installed_executorch(), LIB)
+    sources = _sources(target.machine)
+    stamp = _stamp(target, sources)
+    if not force and _is_current(target.output, stamp):
         return False
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise RuntimeLibraryError("no C++ compiler found; install g++ or set CXX")
-    LIB.mkdir(exist_ok=True)
-    STAMP.unlink(missing_ok=True)
+    compiler = _compiler(target.machine)
+    target.output.mkdir(parents=True, exist_ok=True)
+    (target.output / STAMP).unlink(missing_ok=True)
     for name in SHARED:
-        _replace(LIB / name, wheel / "lib" / name)
-    licence = _licence_text()
-    if licence is not None:
-        (LIB / "LICENSE.executorch").write_text(licence, encoding="utf-8")
-    _compile(compiler, wheel / "include")
-    STAMP.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
+        _replace(target.output / name, target.executorch / "lib" / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        _compile_and_link(compiler, target, sources, Path(scratch))
+    (target.output / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
     return True
 
 
-def _find_executorch() -> tuple[Path, str]:
-    """Return the wheel's folder and version, without importing it (that would load torch)."""
+def installed_executorch() -> Path:
+    """Return the folder of this Python's wheel, without importing it (that would load torch)."""
     spec = importlib.util.find_spec("executorch")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(place) / "lib" / SHARED[0]).exists():
-            return Path(place), importlib.metadata.version("executorch")
+            return Path(place)
     raise RuntimeLibraryError(
-        "the native library is built against the executorch 1.5.1 wheel, which this Python "
-        f"({sys.executable}) does not have; run `pip install --no-deps executorch==1.5.1` and, "
-        "for `pip wheel` or `pip install .`, add --no-build-isolation"
+        f"the native library is built against the executorch {EXECUTORCH} wheel, which this Python "
+        f"({sys.executable}) does not have; run `pip install --no-deps executorch=={EXECUTORCH}` "
+        "and, for `pip wheel` or `pip install .`, add --no-build-isolation"
     )
 
 
-def _stamp(version: str) -> dict[str, str]:
-    source = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()
-    return {"source": source, "executorch": version, "machine": platform.machine()}
+def _sources(machine: str) -> Sources:
+    """Return the files to compile for `machine`, each with its flags."""
+    sources: Sources = {}
+    for path in sorted(NATIVE.glob("*.cpp")):
+        found = [rule for end, rule in SPECIAL.items() if path.stem.endswith(end)]
+        if not found:
+            sources[path] = COMPILE
+        elif found[0][0] == machine:
+            sources[path] = COMPILE + found[0][1]
+    return sources
 
 
-def _is_current(stamp: dict[str, str]) -> bool:
+def _stamp(target: Target, sources: Sources) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for path in sorted([*sources, *NATIVE.glob("*.h"), *NATIVE.glob("*.inc")]):
+        flags = " ".join(sources.get(path, ()))
+        digest.update(f"{path.name}\0{flags}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    digest.update(" ".join(LINK).encode())
+    version = (target.executorch / "version.py").read_text(encoding="utf-8")
+    wheel = hashlib.sha256(version.encode()).hexdigest()
+    return {"source": digest.hexdigest(), "executorch": wheel, "machine": target.machine}
+
+
+def _is_current(output: Path, stamp: dict[str, str]) -> bool:
     try:
-        built = json.loads(STAMP.read_text(encoding="utf-8"))
+        built = json.loads((output / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return built == stamp and LIBRARY.exists() and all((LIB / n).exists() for n in SHARED)
+    return built == stamp and all((output / name).exists() for name in (LIBRARY, *SHARED))
+
+
+def _compiler(machine: str) -> str:
+    named = os.environ.get("CXX")
+    if machine == platform.machine():
+        compiler = named or shutil.which("c++") or shutil.which("g++")
+        advice = "install g++ or set CXX"
+    else:
+        compiler = named or shutil.which(f"{machine}-linux-gnu-g++")
+        advice = f"install g++-{machine.replace('_', '-')}-linux-gnu (Debian, Ubuntu) or set CXX"
+    if compiler is None:
+        raise RuntimeLibraryError(f"no C++ compiler for {machine} found; {advice}")
+    return compiler
 
 
 def _replace(target: Path, source: Path) -> None:
@@ -90,35 +146,55 @@ def _replace(target: Path, source: Path) -> None:
     partial.replace(target)
 
 
-def _licence_text() -> str | None:
-    for file in importlib.metadata.files("executorch") or ():
-        if file.name == "LICENSE" and ".dist-info" in str(file):
-            return file.read_text(encoding="utf-8")
-    return None
+def _compile_and_link(compiler: str, target: Target, sources: Sources, scratch: Path) -> None:
+    include = target.executorch / "include"
+    headers = (f"-I{include}", f"-I{include / 'executorch/runtime/core/portable_type/c10'}")
+    objects = {path: scratch / f"{path.stem}.o" for path in sources}
 
+    def compile_one(path: Path) -> None:
+        _run(compiler, *sources[path], *headers, "-c", str(path), "-o", str(objects[path]))
 
-def _compile(compiler: str, include: Path) -> None:
-    partial = LIBRARY.with_suffix(".partial")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources))
     libraries = [f"-l{name.removeprefix('lib').removesuffix('.so')}" for name in SHARED]
-    headers = (include, include / "executorch/runtime/core/portable_type/c10")
-    command = [compiler, *FLAGS, *(f"-I{h}" for h in headers), str(SOURCE), "-o", str(partial)]
-    command += [f"-L{LIB}", *libraries]
+    partial = (target.output / LIBRARY).with_suffix(".partial")
+    places = [f"-L{target.output}", *libraries]
+    _run(compiler, *LINK, *map(str, objects.values()), *places, "-o", str(partial))
+    partial.replace(target.output / LIBRARY)
+
+
+def _run(*command: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
+        name = next((Path(word).name for word in command if word.endswith(".cpp")), LIBRARY)
         raise RuntimeLibraryError(
-            f"{compiler} could not compile {SOURCE.name}:\n{result.stderr.strip()[-4000:]}"
+            f"{command[0]} could not build {name}:\n{result.stderr.strip()[-4000:]}"
         )
-    partial.replace(LIBRARY)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Build and say so; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edge_sdk.runtime.build", description=__doc__)
+    parser.add_argument("--force", action="store_true", help="build even what is up to date")
+    parser.add_argument("--machine", choices=("x86_64", "aarch64"), default=platform.machine())
+    parser.add_argument(
+        "--executorch",
+        type=Path,
+        help="unpacked wheel of that machine (default: the installed one)",
+    )
+    parser.add_argument("--output", type=Path, default=LIB, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    foreign = options.machine != platform.machine()
+    if foreign and (options.executorch is None or options.output == LIB):
+        parser.error(f"--machine {options.machine} needs its --executorch and an --output")
     try:
-        done = build(force="--force" in sys.argv[1:])
+        executorch = options.executorch or installed_executorch()
+        target = Target(options.machine, executorch, options.output)
+        done = build(target, force=options.force)
     except RuntimeLibraryError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    sys.stdout.write(f"{LIB}: {'built' if done else 'up to date'}\n")
+    sys.stdout.write(f"{options.output}: {'built' if done else 'up to date'}\n")
     return 0
 
 
