@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_sdk.export.programs import evaluation_program, training_program
+    from edge_sdk.export.programs import attack_program, evaluation_program, training_program
 
-__all__ = ["evaluation_program", "training_program"]
+__all__ = ["attack_program", "evaluation_program", "training_program"]
 
 
 def __getattr__(name: str) -> Any:

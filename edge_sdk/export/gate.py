@@ -21,6 +21,7 @@ from models import ModelSpec
 from models.networks import Network, build_model, flat_parameters, load_flat
 
 TOLERANCE = 1e-4
+IMAGES = "images"  # the name of their gradient among the parameters'
 # Below this part of the whole gradient's norm, a true gradient counts as zero.
 NEGLIGIBLE = 1e-9
 # float32 cannot tell on which side of zero an activation this small lies.
@@ -47,7 +48,8 @@ def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
     An error is the norm of the difference over the norm of the float64 gradient. Where the true
     gradient is zero, the norm of all gradients takes its place. ReLU has no gradient at
     zero: where an error is over the tolerance, the part that activations within `KINK` of zero
-    explain is taken off. An evaluation program is held to the same tolerance with its logits.
+    explain is taken off. The same holds for an attack program's gradient of the images, and for
+    an evaluation program's logits.
     """
     program = file.load_program()
     try:
@@ -55,7 +57,7 @@ def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
         for case in _cases(file.spec, file.micro_batch):
             for name, error in _errors(file, program, case, tolerance).items():
                 errors[name] = max(error, errors.get(name, 0.0))
-        if file.kind == "training":
+        if file.kind != "evaluation":
             errors |= _padding_errors(file, program)
     finally:
         program.close()
@@ -99,6 +101,7 @@ def _shapes(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Float
 def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
     for _ in range(TRAINED_STEPS):
         gradients = _reference(model, images, labels)[2]
+        del gradients[IMAGES]
         norm = np.sqrt(sum(np.sum(g**2) for g in gradients.values()))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -109,19 +112,21 @@ def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
 def _reference(
     model: Network, images: Float32, labels: Float32
 ) -> tuple[float, Float64, dict[str, Float64]]:
-    """Return summed loss, logits and gradients of a float64 model."""
+    """Return summed loss, logits and gradients of a float64 model, `IMAGES` among them."""
     model.zero_grad()
-    logits = model(torch.from_numpy(images).double())
+    pixels = torch.from_numpy(images).double().requires_grad_()
+    logits = model(pixels)
     loss = -(torch.from_numpy(labels).double() * logits.log_softmax(dim=1)).sum()
     torch.autograd.backward(loss)
-    gradients = {n: cast(torch.Tensor, p.grad).numpy() for n, p in model.named_parameters()}
+    leaves = {**dict(model.named_parameters()), IMAGES: pixels}
+    gradients = {n: cast(torch.Tensor, leaf.grad).numpy() for n, leaf in leaves.items()}
     return loss.item(), logits.detach().numpy(), gradients
 
 
 def _run(file: ProgramFile, program: Program, case: _Case) -> list[Float32]:
     weights = file.to_program(case.flat)
     inputs = [np.ascontiguousarray(case.images.transpose(0, 2, 3, 1))]
-    if file.kind == "training":
+    if file.kind != "evaluation":
         inputs.append(case.labels)
     inputs += [w for w, taken in zip(weights, file.is_input, strict=True) if taken]
     outputs = [cast(Float32, info.empty()) for info in program.outputs]
@@ -141,12 +146,8 @@ def _errors(file: ProgramFile, program: Program, case: _Case, tolerance: float) 
         "loss": _relative(outputs[0], np.array([loss]), 0.0),
         "logits": _relative(outputs[1], logits, 0.0),
     }
-    found = iter(outputs[2:])
-    gradients = [
-        next(found) if taken else np.zeros(p.program_shape, np.float32)
-        for p, taken in zip(file.parameters, file.is_input, strict=True)
-    ]
-    named = file.layout.split(file.from_program(gradients))
+    named = _gradients(file, outputs[2:])
+    truth = {name: truth[name] for name in named}
     whole = float(np.sqrt(sum(np.sum(g**2) for g in truth.values())))
     errors |= {name: _relative(named[name], g, whole) for name, g in truth.items()}
     if any(errors[name] > tolerance for name in truth):
@@ -156,6 +157,18 @@ def _errors(file: ProgramFile, program: Program, case: _Case, tolerance: float) 
                 explained = _relative(g + (high[name] - low[name]), g, whole)
                 errors[name] = max(errors[name] - explained, 0.0)
     return errors
+
+
+def _gradients(file: ProgramFile, outputs: list[Float32]) -> dict[str, Float32]:
+    """Return what a training or an attack program gave, by name and in torch's shapes."""
+    if file.kind == "attack":
+        return {IMAGES: outputs[0].transpose(0, 3, 1, 2)}
+    found = iter(outputs)
+    gradients = [
+        next(found) if taken else np.zeros(p.program_shape, np.float32)
+        for p, taken in zip(file.parameters, file.is_input, strict=True)
+    ]
+    return file.layout.split(file.from_program(gradients))
 
 
 def _at_kinks(model: Network, case: _Case, threshold: float) -> dict[str, Float64]:

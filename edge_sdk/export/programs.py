@@ -1,8 +1,8 @@
-"""Make the programs that devices run: one training step, and evaluation."""
+"""Make the programs that devices run: a training step, an attack step, and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,12 +11,17 @@ from edge_sdk.export.blocks import Block
 from edge_sdk.export.chain import blocks_of
 from edge_sdk.export.gate import check
 from edge_sdk.export.lowering import lower
-from edge_sdk.export.steps import Evaluation, TrainingStep
+from edge_sdk.export.steps import AttackStep, Evaluation, TrainingStep
 from edge_sdk.runtime import GateResult, ProgramFile, ProgramParameter
 from edge_sdk.runtime.program_file import Kind
 from models import ModelSpec, layout_of
 from models.networks import build_model
 
+_STEPS: Mapping[Kind, Callable[[Sequence[Block], Sequence[str]], nn.Module]] = {
+    "training": TrainingStep,
+    "attack": AttackStep,
+    "evaluation": Evaluation,
+}
 _UNCHECKED = GateResult(max_relative_error=0.0, tolerance=0.0, worst="")
 
 
@@ -27,6 +32,14 @@ def training_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
     that differ from float64 autograd, `RuntimeLibraryError` where the runtime is not built.
     """
     return check(export("training", spec, blocks_of(build_model(spec)), micro_batch))
+
+
+def attack_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
+    """Return the program that gives the loss gradient of `micro_batch` images, for PGD.
+
+    Errors as `training_program`.
+    """
+    return check(export("attack", spec, blocks_of(build_model(spec)), micro_batch))
 
 
 def evaluation_program(spec: ModelSpec, *, batch: int = 4) -> ProgramFile:
@@ -42,11 +55,8 @@ def export(kind: Kind, spec: ModelSpec, blocks: Sequence[Block], batch: int) -> 
     )
     taken = [p for p in parameters if p.form is not None]
     images = torch.zeros(batch, spec.image_size, spec.image_size, spec.channels)
-    rows = (torch.zeros(batch, spec.classes),) if kind == "training" else ()
-    make: Callable[[Sequence[Block], Sequence[str]], nn.Module] = (
-        TrainingStep if kind == "training" else Evaluation
-    )
-    step = make(blocks, [p.name for p in taken])
+    rows = (torch.zeros(batch, spec.classes),) if kind != "evaluation" else ()
+    step = _STEPS[kind](blocks, [p.name for p in taken])
     pte = lower(step, (images, *rows, *(torch.zeros(p.program_shape) for p in taken)))
     return ProgramFile(
         kind=kind, spec=spec, micro_batch=batch, gate=_UNCHECKED, parameters=parameters, pte=pte

@@ -1,8 +1,8 @@
-"""The functions that become programs: a training step and an evaluation."""
+"""The functions that become programs: a training step, an attack step and an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,41 @@ class TrainingStep(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         """Return `(loss (1,), logits (B, classes), *gradients)`."""
         values = dict(zip(self.names, parameters, strict=True))
-        x, saved = images, []
-        for block in self.blocks:
-            x, kept = block.forward(x, values)
-            saved.append(kept)
-        loss, d = softmax_cross_entropy(x, labels.view(x.shape))
-        gradients: Gradients = {}
-        for block, kept in zip(reversed(self.blocks), reversed(saved), strict=True):
-            d, found = block.backward(d, kept, values)
-            gradients |= found
-        return loss, x.view(labels.shape), *(gradients[name] for name in self.names)
+        loss, logits, gradients, _ = _forward_and_backward(self.blocks, images, labels, values)
+        return loss, logits, *(gradients[name] for name in self.names)
+
+
+class AttackStep(nn.Module):
+    """As `TrainingStep`, to summed loss, logits and the loss gradient of the images.
+
+    The export drops the gradients of parameters, which nothing here takes.
+    """
+
+    def __init__(self, blocks: Sequence[Block], names: Sequence[str]) -> None:
+        super().__init__()
+        self.blocks, self.names = blocks, names
+
+    def forward(self, images: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return `(loss (1,), logits (B, classes), gradient (B, H, W, C))`."""
+        values = dict(zip(self.names, parameters, strict=True))
+        loss, logits, _, d = _forward_and_backward(self.blocks, images, labels, values)
+        return loss, logits, d
+
+
+def _forward_and_backward(
+    blocks: Sequence[Block], images: Tensor, labels: Tensor, values: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Gradients, Tensor]:
+    """Return loss, logits, the parameters' gradients by name and the images' gradient."""
+    x, saved = images, []
+    for block in blocks:
+        x, kept = block.forward(x, values)
+        saved.append(kept)
+    loss, d = softmax_cross_entropy(x, labels.view(x.shape))
+    gradients: Gradients = {}
+    for block, kept in zip(reversed(blocks), reversed(saved), strict=True):
+        d, found = block.backward(d, kept, values)
+        gradients |= found
+    return loss, x.view(labels.shape), gradients, d
 
 
 class Evaluation(nn.Module):

@@ -28,7 +28,7 @@ MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_MICRO_BATCH = 4096
 _METADATA_KEY = "trajsyn_program"
 
-Kind = Literal["training", "evaluation"]
+Kind = Literal["training", "attack", "evaluation"]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -81,8 +81,8 @@ class ProgramFile:
     A training program takes images `(micro_batch, H, W, C)`, label rows `(micro_batch, classes)`
     and every parameter with a form, in layout order; it gives the summed loss `(1,)`, the logits
     `(micro_batch, classes)` and the gradients in the same order. A row of labels that is all zero
-    counts nothing. An evaluation program takes images and parameters and gives the logits. All
-    arrays are float32.
+    counts nothing. An attack program gives the images' gradient in place of the parameters'. An
+    evaluation program takes images and parameters and gives the logits. All arrays are float32.
     """
 
     kind: Kind
@@ -235,6 +235,8 @@ class ProgramFile:
         taken = [p.form.shape for p in self.parameters if p.form]
         if self.kind == "training":
             return [images, rows, *taken], [(1,), rows, *taken]
+        if self.kind == "attack":
+            return [images, rows, *taken], [(1,), rows, images]
         return [images, *taken], [rows]
 
 

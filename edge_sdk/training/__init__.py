@@ -3,11 +3,13 @@
 Importing this package loads numpy-level code only.
 """
 
+from edge_sdk.training.adversarial import train_adversarially
 from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.evaluate import accuracy, logits
+from edge_sdk.training.loop import TrainingResult
 from edge_sdk.training.partition import load_partition, make_partition, write_partition
 from edge_sdk.training.sources import load_dataset, load_digits, load_folder, load_npz
-from edge_sdk.training.trainer import TrainingResult, train
+from edge_sdk.training.trainer import train
 
 __all__ = [
     "Dataset",
@@ -21,5 +23,6 @@ __all__ = [
     "logits",
     "make_partition",
     "train",
+    "train_adversarially",
     "write_partition",
 ]

@@ -22,7 +22,9 @@ def logits(
     Raises `ConfigError` where the program or the images do not fit.
     """
     if file.kind != "evaluation":
-        raise ConfigError(f"a {file.kind} program cannot evaluate; export an evaluation program")
+        raise ConfigError(
+            f"a program of kind {file.kind} cannot evaluate; export an evaluation program"
+        )
     dataset.require(file.spec)
     program = file.load_program(threads=threads)
     try:
