@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ SHARED = ("libexecutorch.so", "libexecutorch_threadpool.so", "libexecutorch_back
 
 COMPILE = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-semantic-interposition"),
-    "-DC10_USING_CUSTOM_GENERATED_MACROS",
+    *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-include", "old_glibc.h"),
 )
 # The XNNPACK library registers itself when it is loaded; nothing refers to it by name.
 LINK = ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-Wl,-rpath,$ORIGIN")
@@ -69,7 +70,7 @@ def build(target: Target | None = None, *, force: bool = False) -> bool:
     stamp = _stamp(target, sources)
     if not force and _is_current(target.output, stamp):
         return False
-    compiler = _compiler(target.machine)
+    compiler = find_compiler(target.machine)
     target.output.mkdir(parents=True, exist_ok=True)
     (target.output / STAMP).unlink(missing_ok=True)
     for name in SHARED:
@@ -91,6 +92,19 @@ def installed_executorch() -> Path:
         f"({sys.executable}) does not have; run `pip install --no-deps executorch=={EXECUTORCH}` "
         "and, for `pip wheel` or `pip install .`, add --no-build-isolation"
     )
+
+
+def glibc_needed(folder: Path) -> tuple[int, int]:
+    """Return the oldest glibc (major, minor) on which every library in `folder` loads.
+
+    ELF names the versions in its string table; names of their own stand between zero bytes.
+    """
+    versions = re.compile(rb"(?<=\0)GLIBC_(\d+)\.(\d+)(?=[.\0])")
+    needed = {(2, 0)}
+    for library in folder.glob("*.so"):
+        for major, minor in versions.findall(library.read_bytes()):
+            needed.add((int(major), int(minor)))
+    return max(needed)
 
 
 def _sources(machine: str) -> Sources:
@@ -125,7 +139,8 @@ def _is_current(output: Path, stamp: dict[str, str]) -> bool:
     return built == stamp and all((output / name).exists() for name in (LIBRARY, *SHARED))
 
 
-def _compiler(machine: str) -> str:
+def find_compiler(machine: str) -> str:
+    """Return the C++ compiler for `machine`: `$CXX`, or by name; raises `RuntimeLibraryError`."""
     named = os.environ.get("CXX")
     if machine == platform.machine():
         compiler = named or shutil.which("c++") or shutil.which("g++")
@@ -148,7 +163,8 @@ def _replace(target: Path, source: Path) -> None:
 
 def _compile_and_link(compiler: str, target: Target, sources: Sources, scratch: Path) -> None:
     include = target.executorch / "include"
-    headers = (f"-I{include}", f"-I{include / 'executorch/runtime/core/portable_type/c10'}")
+    c10 = include / "executorch/runtime/core/portable_type/c10"
+    headers = (f"-I{NATIVE}", f"-I{include}", f"-I{c10}")
     objects = {path: scratch / f"{path.stem}.o" for path in sources}
 
     def compile_one(path: Path) -> None:
