@@ -29,6 +29,7 @@ class ComputeSettings:
 
     threads: int = bounded(low=1, high=256, default=1)
     niceness: int = bounded(low=0, high=19, default=10)
+    duty_cycle: float = bounded(low=0.01, high=1, default=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.agent.config import LoadedConfig
+from edge_sdk.agent.duty_cycle import DutyCycle
 from edge_sdk.agent.local_data import load_local_data
 from edge_sdk.errors import ConfigError, ProtocolError
 from edge_sdk.protocol.messages import BlobRef, Offer, Task
@@ -81,7 +82,7 @@ def train_round(
         proximal_mu=settings.proximal_mu,
         seed=device_seed(task, device),
         threads=config.settings.compute.threads,
-        should_stop=should_stop,
+        should_stop=DutyCycle(config.settings.compute.duty_cycle, should_stop),
         on_step=lambda step, steps, _loss: progress(step, steps),
     )
     if not result.completed:

@@ -34,6 +34,7 @@ kind = {kind}                        # "folder" (class/image.png), "npz" (images
 [compute]
 threads = {threads}
 niceness = 10                        # 0 (equal to all) to 19 (only idle time)
+duty_cycle = 1.0                     # part of the time that training may take: 0.5 rests half of it
 
 [model]
 precision = "int8"                   # or "fp32": which file of a release to run
