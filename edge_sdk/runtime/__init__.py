@@ -6,11 +6,18 @@ built by `python -m edge_sdk.runtime.build`.
 
 from edge_sdk.runtime.buffers import aligned_zeros
 from edge_sdk.runtime.program import Program, TensorInfo, set_threads, thread_count
-from edge_sdk.runtime.program_file import Form, GateResult, ProgramFile, ProgramParameter
+from edge_sdk.runtime.program_file import (
+    Form,
+    GateResult,
+    InferenceResult,
+    ProgramFile,
+    ProgramParameter,
+)
 
 __all__ = [
     "Form",
     "GateResult",
+    "InferenceResult",
     "Program",
     "ProgramFile",
     "ProgramParameter",

@@ -28,7 +28,8 @@ MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_MICRO_BATCH = 4096
 _METADATA_KEY = "trajsyn_program"
 
-Kind = Literal["training", "attack", "evaluation"]
+Kind = Literal["training", "attack", "evaluation", "inference"]
+Precision = Literal["fp32", "int8"]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -75,6 +76,20 @@ class GateResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InferenceResult:
+    """How an inference program was made, and on how many images the gate looked at it.
+
+    `agreement` is the share of those images that it puts into the class of the float64 network.
+    `gate.max_relative_error` is that of the logits on the same images.
+    """
+
+    precision: Precision
+    calibration_images: int
+    checked_images: int
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgramFile:
     """A program with its description.
 
@@ -82,7 +97,9 @@ class ProgramFile:
     and every parameter with a form, in layout order; it gives the summed loss `(1,)`, the logits
     `(micro_batch, classes)` and the gradients in the same order. A row of labels that is all zero
     counts nothing. An attack program gives the images' gradient in place of the parameters'. An
-    evaluation program takes images and parameters and gives the logits. All arrays are float32.
+    evaluation program takes images and parameters and gives the logits. An inference program, the
+    only kind with `inference`, has its weights inside: it takes images alone and gives the logits.
+    All arrays are float32.
     """
 
     kind: Kind
@@ -91,6 +108,7 @@ class ProgramFile:
     gate: GateResult
     parameters: tuple[ProgramParameter, ...]
     pte: bytes
+    inference: InferenceResult | None = None
 
     @cached_property
     def layout(self) -> ParameterLayout:
@@ -162,6 +180,7 @@ class ProgramFile:
             gate=self.gate,
             parameters=self.parameters,
             sha256=hashlib.sha256(self.pte).hexdigest(),
+            inference=self.inference,
         )
         text = json.dumps(dataclasses.asdict(description), sort_keys=True)
         pte = np.frombuffer(self.pte, np.uint8)
@@ -193,6 +212,7 @@ class ProgramFile:
             gate=description.gate,
             parameters=description.parameters,
             pte=pte,
+            inference=description.inference,
         )
         result._check(description)
         return result
@@ -228,6 +248,9 @@ class ProgramFile:
         for p in self.parameters:
             if p.form and math.prod(p.form.view) != math.prod(p.shape):
                 raise ProtocolError(f"{p.name}: {p.form.view} is no view of {p.shape}")
+        is_inference = self.kind == "inference"
+        if is_inference != (self.inference is not None) or (is_inference and any(self.is_input)):
+            raise ProtocolError(f"the description does not fit a program of kind {self.kind}")
 
     def _expected_shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         images = (self.micro_batch, *self.image_shape)
@@ -253,6 +276,7 @@ class _Description:
     gate: GateResult
     parameters: tuple[ProgramParameter, ...]
     sha256: str
+    inference: InferenceResult | None = None
 
 
 def _description(data: bytes) -> _Description:
