@@ -97,12 +97,19 @@ class Conv3x3Block(Block):
     def backward(
         self, dy: Tensor, saved: Saved, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Gradients]:
-        """Correlate with the saved columns, and convolve back with the taps reversed."""
+        """Correlate with the saved columns, and convolve back with the taps reversed.
+
+        A layer with few inputs, as the first of an attack, multiplies before it shifts: that
+        moves 9 * inputs values a pixel instead of 9 * outputs.
+        """
         b, h, w, _ = dy.shape
         rows = dy.view(1, b * h * w, self.outputs)
         gradients = {self.weight: torch.bmm(rows.permute(0, 2, 1), saved).view(self.outputs, -1)}
         if self.bias is not None:
             gradients[self.bias] = torch.bmm(torch.ones(1, 1, b * h * w), rows).view(-1)
+        if 9 * self.inputs < self.outputs:
+            weight = values[self.weight].view(1, self.outputs, 9 * self.inputs)
+            return _add_shifted(torch.bmm(rows, weight).view(b, h, w, 9 * self.inputs)), gradients
         taps = values[self.weight].view(self.outputs, 9, self.inputs).permute(1, 0, 2)
         back = taps.reshape(1, 9 * self.outputs, self.inputs)
         dx = torch.bmm(_columns(dy, reverse=True), back)
@@ -116,6 +123,22 @@ def _columns(x: Tensor, *, reverse: bool) -> Tensor:
     padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
     wide = torch.cat([padded[:, :, k : k + w] for k in shifts], dim=3)
     return torch.cat([wide[:, k : k + h] for k in shifts], dim=3).view(1, b * h * w, 9 * c)
+
+
+def _add_shifted(columns: Tensor) -> Tensor:
+    """Return the transpose of `_columns`: nine images side by side, shifted back and added."""
+    _, h, w, width = columns.shape
+    c = width // 9
+    padded = torch.nn.functional.pad(columns, (0, 0, 1, 1, 1, 1))
+    parts = [
+        padded[:, 2 - y : 2 - y + h, 2 - x : 2 - x + w, (3 * y + x) * c : (3 * y + x + 1) * c]
+        for y in range(3)
+        for x in range(3)
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 class InstanceNormBlock(Block):

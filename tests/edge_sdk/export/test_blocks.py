@@ -43,6 +43,11 @@ CASES = {
         lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, padding=1),
         {"weight": (5, 3, 3, 3), "bias": (5,)},
     ),
+    "convolution with many outputs": (
+        b.Conv3x3Block("l", 3, 28, bias=True),
+        lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, padding=1),
+        {"weight": (28, 3, 3, 3), "bias": (28,)},
+    ),
     "instance norm": (
         b.InstanceNormBlock("l", 3, 1e-5),
         lambda x, weight, bias: torch.nn.functional.group_norm(x, 3, weight, bias, 1e-5),
