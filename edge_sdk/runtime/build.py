@@ -34,8 +34,9 @@ SHARED = ("libexecutorch.so", "libexecutorch_threadpool.so", "libexecutorch_back
 COMPILE = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-semantic-interposition"),
     *("-DC10_USING_CUSTOM_GENERATED_MACROS", "-include", "old_glibc.h"),
-    # `-std=c++17` would keep multiplications and additions apart where the processor has both.
-    "-ffp-contract=fast",
+    # `-std=c++17` would keep multiplications and additions apart where the processor has both, and
+    # nobody here reads floating-point exceptions, which would keep branches in loops.
+    *("-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"),
 )
 # The XNNPACK library registers itself when it is loaded; nothing refers to it by name.
 LINK = ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-Wl,-rpath,$ORIGIN")

@@ -27,20 +27,17 @@
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
+#include "kernels.h"
+#include "thread_pool.h"
+
 namespace et = executorch::runtime;
 using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 using executorch::extension::MallocMemoryAllocator;
 
-// The wheel ships this class in libexecutorch_threadpool.so but not its header.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  size_t get_thread_count() const;
-  bool _unsafe_reset_threadpool(uint32_t threads);
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
+namespace trajsyn {
+bool register_operators();
+}
 
 namespace {
 
@@ -193,9 +190,9 @@ void initialize() {
   static const bool done = [] {
     et::register_pal(et::PalImpl::create(keep_log, __FILE__));
     et::runtime_init();
-    return true;
+    return trajsyn::register_operators();
   }();
-  (void)done;
+  if (!done) throw std::runtime_error("the operators could not be registered");
 }
 
 template <typename Body>
@@ -289,6 +286,17 @@ int trajsyn_threads() {
     count = static_cast<int>(pool->get_thread_count());
   });
   return count;
+}
+
+// The name of the instruction set that training runs on.
+const char* trajsyn_instruction_set() { return trajsyn::kernels().name; }
+
+// Uses another one from the next call on; fails where the processor lacks it.
+int trajsyn_set_instruction_set(const char* name) {
+  return guarded([&] {
+    std::unique_lock<std::shared_mutex> lock(pool_mutex);
+    if (!trajsyn::select_kernels(name)) throw std::runtime_error("not on this processor");
+  });
 }
 
 const char* trajsyn_last_error() { return last_error.c_str(); }

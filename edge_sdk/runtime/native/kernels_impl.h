@@ -1,0 +1,538 @@
+// The kernels in GCC's portable vectors. Each kernels_<instruction set>.cpp includes this file
+// after defining LANES (floats a vector), TABLE (the name of its Kernels) and PANEL_VECTORS (how
+// many vectors wide the panels are at most), and is compiled for its instruction set. Nothing here
+// may call an inline function of the standard library: the linker could keep that copy for all.
+
+#include "kernels.h"
+
+namespace trajsyn {
+namespace {
+
+constexpr int kLanes = LANES;
+constexpr int kMaxRows = 14;
+constexpr int kPixelBlock = 64;  // pixels whose gradients stay in the first-level cache
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+inline Vector splat(float value) { return value - Vector{}; }
+inline int least(int a, int b) { return a < b ? a : b; }
+
+// Rows of a register tile: as many accumulators as the register file holds beside the operands.
+constexpr int tile_rows(int vectors) {
+#if defined(__AVX512F__) || defined(__aarch64__)
+  return vectors >= 4 ? 6 : vectors == 2 ? 12 : 14;
+#else
+  return vectors >= 2 ? 6 : 12;
+#endif
+}
+
+int panel_width(int outputs) {
+  int vectors = PANEL_VECTORS;
+  while (vectors > 1 && outputs <= kLanes * vectors / 2) vectors /= 2;
+  return kLanes * vectors;
+}
+
+inline float rounded(float weight, float step) {
+  float q = __builtin_rintf(weight * (1 / step));
+  q = q < -127 ? -127 : q;
+  q = q > 127 ? 127 : q;
+  return q * step;
+}
+
+void pack(const float* weight, int rows, int outputs, int panel, int width,
+          const float* steps, float* packed) {
+  const int first = panel * width;
+  const int count = least(width, outputs - first);
+  for (int row = 0; row < rows; ++row) {
+    const float* from = weight + static_cast<ptrdiff_t>(row) * outputs + first;
+    float* to = packed + static_cast<ptrdiff_t>(row) * width;
+    if (steps != nullptr) {
+      for (int i = 0; i < count; ++i) to[i] = rounded(from[i], steps[first + i]);
+    } else {
+      for (int i = 0; i < count; ++i) to[i] = from[i];
+    }
+    for (int i = count; i < width; ++i) to[i] = 0;
+  }
+}
+
+typedef float Four __attribute__((vector_size(16)));
+typedef float FourUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Writes the transpose of four rows of four floats.
+inline void transpose_four(const float* from, ptrdiff_t from_row, float* to, ptrdiff_t to_row) {
+  const Four a = *reinterpret_cast<const FourUnaligned*>(from);
+  const Four b = *reinterpret_cast<const FourUnaligned*>(from + from_row);
+  const Four c = *reinterpret_cast<const FourUnaligned*>(from + 2 * from_row);
+  const Four d = *reinterpret_cast<const FourUnaligned*>(from + 3 * from_row);
+  typedef int Order __attribute__((vector_size(16)));
+  const Four ab_low = __builtin_shuffle(a, b, Order{0, 4, 1, 5});
+  const Four ab_high = __builtin_shuffle(a, b, Order{2, 6, 3, 7});
+  const Four cd_low = __builtin_shuffle(c, d, Order{0, 4, 1, 5});
+  const Four cd_high = __builtin_shuffle(c, d, Order{2, 6, 3, 7});
+  *reinterpret_cast<FourUnaligned*>(to) = __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5});
+  *reinterpret_cast<FourUnaligned*>(to + to_row) =
+      __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7});
+  *reinterpret_cast<FourUnaligned*>(to + 2 * to_row) =
+      __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5});
+  *reinterpret_cast<FourUnaligned*>(to + 3 * to_row) =
+      __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7});
+}
+
+void pack_transposed(const float* weight, const Convolution& shape, int panel, int width,
+                     const float* steps, float* packed) {
+  const int first = panel * width;
+  const int count = least(width, shape.inputs - first);
+  const int outputs = shape.outputs;
+  const int blocks = steps == nullptr ? count / 4 * 4 : 0, columns = outputs / 4 * 4;
+  for (int tap = 0; tap < shape.taps(); ++tap) {
+    const ptrdiff_t row = static_cast<ptrdiff_t>(shape.taps() - 1 - tap) * shape.inputs + first;
+    const float* from = weight + row * outputs;
+    float* to = packed + static_cast<ptrdiff_t>(tap) * outputs * width;
+    for (int o = 0; o < columns; o += 4) {
+      for (int i = 0; i < blocks; i += 4) {
+        transpose_four(from + static_cast<ptrdiff_t>(i) * outputs + o, outputs,
+                       to + static_cast<ptrdiff_t>(o) * width + i, width);
+      }
+    }
+    for (int o = 0; o < outputs; ++o) {
+      float* line = to + static_cast<ptrdiff_t>(o) * width;
+      for (int i = o < columns ? blocks : 0; i < count; ++i) {
+        const float value = from[static_cast<ptrdiff_t>(i) * outputs + o];
+        line[i] = steps != nullptr ? rounded(value, steps[o]) : value;
+      }
+      for (int i = count; i < width; ++i) line[i] = 0;
+    }
+  }
+}
+
+// R pixels times V vectors of output channels; `pixels` point at their first tap.
+template <int R, int V>
+void convolve_tile(const float* const* pixels, const ptrdiff_t* taps, int tap_count, int channels,
+                   const float* packed, const float* bias, float* result, ptrdiff_t stride) {
+  Vector sums[R][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[i][v] = load(bias + v * kLanes);
+  }
+  for (int tap = 0; tap < tap_count; ++tap) {
+    const float* at[R];
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) at[i] = pixels[i] + taps[tap];
+    for (int c = 0; c < channels; ++c) {
+      Vector weights[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) weights[v] = load(packed + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const Vector x = splat(at[i][c]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[i][v] += x * weights[v];
+      }
+      packed += V * kLanes;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(result + i * stride + v * kLanes, sums[i][v]);
+  }
+}
+
+template <int V, int R = tile_rows(V)>
+void convolve_tiles(int rows, const float* const* pixels, const ptrdiff_t* taps, int tap_count,
+                    int channels, const float* packed, const float* bias, float* result,
+                    ptrdiff_t stride) {
+  if (rows == R) {
+    convolve_tile<R, V>(pixels, taps, tap_count, channels, packed, bias, result, stride);
+  } else if constexpr (R > 1) {
+    convolve_tiles<V, R - 1>(rows, pixels, taps, tap_count, channels, packed, bias, result,
+                             stride);
+  }
+}
+
+template <int V>
+void convolve_panel(const Convolution& shape, const float* padded, const float* packed, int first,
+                    const float* bias, int first_row, int last_row, float* result) {
+  constexpr int kWidth = V * kLanes;
+  const int count = least(kWidth, shape.outputs - first);
+  float offsets[kWidth];
+  for (int i = 0; i < kWidth; ++i) offsets[i] = bias != nullptr && i < count ? bias[first + i] : 0;
+  ptrdiff_t taps[kMaxKernel * kMaxKernel];
+  const ptrdiff_t line = static_cast<ptrdiff_t>(shape.padded_width()) * shape.inputs;
+  for (int tap = 0; tap < shape.taps(); ++tap) {
+    taps[tap] = (tap / shape.kernel) * line + (tap % shape.kernel) * shape.inputs;
+  }
+  const int end = last_row * shape.width;
+  int rows;
+  for (int pixel = first_row * shape.width; pixel < end; pixel += rows) {
+    rows = least(tile_rows(V), end - pixel);
+    const float* pixels[kMaxRows];
+    int y = pixel / shape.width, x = pixel % shape.width;
+    for (int i = 0; i < rows; ++i) {
+      pixels[i] = padded + y * line + static_cast<ptrdiff_t>(x) * shape.inputs;
+      if (++x == shape.width) x = 0, ++y;
+    }
+    float* to = result + static_cast<ptrdiff_t>(pixel) * shape.outputs + first;
+    if (count == kWidth) {
+      convolve_tiles<V>(rows, pixels, taps, shape.taps(), shape.inputs, packed, offsets, to,
+                        shape.outputs);
+    } else {
+      float whole[kMaxRows * kWidth];
+      convolve_tiles<V>(rows, pixels, taps, shape.taps(), shape.inputs, packed, offsets, whole,
+                        kWidth);
+      for (int i = 0; i < rows; ++i) {
+        for (int o = 0; o < count; ++o) {
+          to[static_cast<ptrdiff_t>(i) * shape.outputs + o] = whole[i * kWidth + o];
+        }
+      }
+    }
+  }
+}
+
+void convolve(const Convolution& shape, const float* padded, const float* packed, int panel,
+              int width, const float* bias, int first_row, int last_row, float* result) {
+  const int first = panel * width;
+  switch (width / kLanes) {
+    case 1:
+      return convolve_panel<1>(shape, padded, packed, first, bias, first_row, last_row, result);
+    case 2:
+      return convolve_panel<2>(shape, padded, packed, first, bias, first_row, last_row, result);
+    default:
+      return convolve_panel<4>(shape, padded, packed, first, bias, first_row, last_row, result);
+  }
+}
+
+// What one block of pixels adds to R rows of the weight's gradient, V vectors wide.
+template <int R, int V>
+void gradient_tile(const float* x, ptrdiff_t x_line, ptrdiff_t x_pixel, const float* d,
+                   ptrdiff_t d_line, ptrdiff_t d_pixel, int lines, int width, bool fresh,
+                   float* sums_at, ptrdiff_t stride) {
+  Vector sums[R][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      sums[i][v] = fresh ? Vector{} : load(sums_at + i * stride + v * kLanes);
+    }
+  }
+  for (int line = 0; line < lines; ++line) {
+    const float *xp = x + line * x_line, *dp = d + line * d_line;
+    for (int pixel = 0; pixel < width; ++pixel) {
+      Vector gradient[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) gradient[v] = load(dp + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const Vector value = splat(xp[i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[i][v] += value * gradient[v];
+      }
+      xp += x_pixel;
+      dp += d_pixel;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(sums_at + i * stride + v * kLanes, sums[i][v]);
+  }
+}
+
+template <int V, int R = tile_rows(V)>
+void gradient_tiles(int rows, const float* x, ptrdiff_t x_line, ptrdiff_t x_pixel, const float* d,
+                    ptrdiff_t d_line, ptrdiff_t d_pixel, int lines, int width, bool fresh,
+                    float* sums, ptrdiff_t stride) {
+  if (rows == R) {
+    gradient_tile<R, V>(x, x_line, x_pixel, d, d_line, d_pixel, lines, width, fresh, sums, stride);
+  } else if constexpr (R > 1) {
+    gradient_tiles<V, R - 1>(rows, x, x_line, x_pixel, d, d_line, d_pixel, lines, width, fresh,
+                             sums, stride);
+  }
+}
+
+template <int V>
+void gradient_panel(const Convolution& shape, int images, const float* padded,
+                    const float* gradient, int tap, int first, float* result) {
+  constexpr int kWidth = V * kLanes;
+  const int count = least(kWidth, shape.outputs - first);
+  const ptrdiff_t x_pixel = shape.inputs, x_line = x_pixel * shape.padded_width();
+  const ptrdiff_t d_pixel = shape.outputs, d_line = d_pixel * shape.width;
+  const float* shifted = padded + (tap / shape.kernel) * x_line + (tap % shape.kernel) * x_pixel;
+  float* to = result + static_cast<ptrdiff_t>(tap) * shape.inputs * shape.outputs + first;
+  const int block_lines = shape.width >= kPixelBlock ? 1 : kPixelBlock / shape.width;
+  const int block_width = least(shape.width, kPixelBlock);
+  float narrow[kPixelBlock * kWidth];  // a copy of the gradient where the last panel is cut off
+  float whole[kMaxRows * kWidth];
+  for (int image = 0; image < images; ++image) {
+    const float* x = shifted + image * x_line * shape.padded_height();
+    const float* d = gradient + image * d_line * shape.height + first;
+    for (int line = 0; line < shape.height; line += block_lines) {
+      const int lines = least(block_lines, shape.height - line);
+      for (int at = 0; at < shape.width; at += block_width) {
+        const int width = least(block_width, shape.width - at);
+        const bool fresh = image + line + at == 0;
+        const float* from = x + line * x_line + at * x_pixel;
+        const float* block = d + line * d_line + at * d_pixel;
+        ptrdiff_t block_line = d_line, block_pixel = d_pixel;
+        if (count < kWidth) {
+          for (int y = 0; y < lines; ++y) {
+            for (int p = 0; p < width; ++p) {
+              float* copy = narrow + (y * width + p) * kWidth;
+              for (int o = 0; o < kWidth; ++o) {
+                copy[o] = o < count ? block[y * d_line + p * d_pixel + o] : 0;
+              }
+            }
+          }
+          block = narrow, block_pixel = kWidth, block_line = width * block_pixel;
+        }
+        int rows;
+        for (int c = 0; c < shape.inputs; c += rows) {
+          rows = least(tile_rows(V), shape.inputs - c);
+          float* sums = to + static_cast<ptrdiff_t>(c) * shape.outputs;
+          if (count == kWidth) {
+            gradient_tiles<V>(rows, from + c, x_line, x_pixel, block, block_line, block_pixel,
+                              lines, width, fresh, sums, shape.outputs);
+            continue;
+          }
+          for (int i = 0; i < rows && !fresh; ++i) {
+            for (int o = 0; o < kWidth; ++o) {
+              whole[i * kWidth + o] =
+                  o < count ? sums[static_cast<ptrdiff_t>(i) * shape.outputs + o] : 0;
+            }
+          }
+          gradient_tiles<V>(rows, from + c, x_line, x_pixel, block, block_line, block_pixel, lines,
+                            width, fresh, whole, kWidth);
+          for (int i = 0; i < rows; ++i) {
+            for (int o = 0; o < count; ++o) {
+              sums[static_cast<ptrdiff_t>(i) * shape.outputs + o] = whole[i * kWidth + o];
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void weight_gradient(const Convolution& shape, int images, const float* padded,
+                     const float* gradient, int tap, int panel, int width, float* result) {
+  const int first = panel * width;
+  switch (width / kLanes) {
+    case 1:
+      return gradient_panel<1>(shape, images, padded, gradient, tap, first, result);
+    case 2:
+      return gradient_panel<2>(shape, images, padded, gradient, tap, first, result);
+    default:
+      return gradient_panel<4>(shape, images, padded, gradient, tap, first, result);
+  }
+}
+
+// The norm of a chunk of channels as y = (z - mean) * factor + shift; without norm y = z.
+struct Norm {
+  float mean[kChunk], factor[kChunk], shift[kChunk];
+
+  float operator()(float z, int c) const { return (z - mean[c]) * factor[c] + shift[c]; }
+};
+
+Norm norm_of(const Activation& shape, int first, int count, const float* mean,
+             const float* inverse) {
+  Norm norm;
+  for (int c = 0; c < count; ++c) {
+    norm.mean[c] = shape.scale != nullptr ? mean[c] : 0;
+    norm.factor[c] = shape.scale != nullptr ? inverse[c] * shape.scale[first + c] : 1;
+    norm.shift[c] = shape.scale != nullptr ? shape.shift[first + c] : 0;
+  }
+  return norm;
+}
+
+// Sums over pixels, line by line so that rounding errors do not grow with the image.
+template <typename Term>
+void sum_pixels(const Activation& shape, int count, float* sums, Term term) {
+  for (int c = 0; c < count; ++c) sums[c] = 0;
+  for (int y = 0; y < shape.height; ++y) {
+    float line[kChunk] = {};
+    for (int x = 0; x < shape.width; ++x) {
+      const ptrdiff_t at = (static_cast<ptrdiff_t>(y) * shape.width + x) * shape.channels;
+      for (int c = 0; c < count; ++c) line[c] += term(at, c);
+    }
+    for (int c = 0; c < count; ++c) sums[c] += line[c];
+  }
+}
+
+void activate(const Activation& shape, const float* z_image, int first, int count, float* y_image,
+              float* mean, float* inverse) {
+  const float* __restrict z = z_image + first;
+  float* __restrict y = y_image + first;
+  const ptrdiff_t channels = shape.channels;
+  if (shape.scale != nullptr) {
+    const float pixels = static_cast<float>(shape.height) * static_cast<float>(shape.width);
+    float sums[kChunk], means[kChunk];
+    sum_pixels(shape, count, sums, [&](ptrdiff_t at, int c) { return z[at + c]; });
+    for (int c = 0; c < count; ++c) means[c] = sums[c] / pixels;
+    sum_pixels(shape, count, sums, [&](ptrdiff_t at, int c) {
+      const float centred = z[at + c] - means[c];
+      return centred * centred;
+    });
+    for (int c = 0; c < count; ++c) {
+      mean[c] = means[c];
+      inverse[c] = 1 / __builtin_sqrtf(sums[c] / pixels + shape.epsilon);
+    }
+  }
+  const Norm norm = norm_of(shape, first, count, mean, inverse);
+  const float floor = shape.relu ? 0 : -__builtin_inff();
+  const int size = shape.pool == kNoPool ? 1 : shape.pool_size;
+  const float share = shape.pool == kAveragePool ? 1.0f / static_cast<float>(size * size) : 1;
+  for (int i = 0; i < shape.pooled_height(); ++i) {
+    for (int j = 0; j < shape.pooled_width(); ++j) {
+      float values[kChunk];
+      for (int di = 0; di < size; ++di) {
+        for (int dj = 0; dj < size; ++dj) {
+          const float* from =
+              z + (static_cast<ptrdiff_t>(i * size + di) * shape.width + j * size + dj) * channels;
+          if (di + dj == 0) {
+            for (int c = 0; c < count; ++c) {
+              const float h = norm(from[c], c);
+              values[c] = h < floor ? floor : h;  // NaN passes, as in torch
+            }
+          } else if (shape.pool == kAveragePool) {
+            for (int c = 0; c < count; ++c) {
+              const float h = norm(from[c], c);
+              values[c] += h < floor ? floor : h;
+            }
+          } else {
+            for (int c = 0; c < count; ++c) {
+              const float h = norm(from[c], c);
+              values[c] = h <= values[c] || values[c] != values[c] ? values[c] : h;
+            }
+          }
+        }
+      }
+      float* to = y + (static_cast<ptrdiff_t>(i) * shape.pooled_width() + j) * channels;
+      for (int c = 0; c < count; ++c) to[c] = values[c] * share;
+    }
+  }
+}
+
+// Sums over an image of dh and of dh * (z - mean), by channel, where dh is the norm's gradient.
+struct Sums {
+  float total[kChunk], correlation[kChunk];
+};
+
+// dh of one pixel from `dy`, the gradient that its window hands to it; adds to `sums`.
+inline void relu_backward(const Norm& norm, float floor, float share, const float* __restrict dy,
+                          const float* __restrict z, int count, float* __restrict dh,
+                          Sums& __restrict sums) {
+  for (int c = 0; c < count; ++c) {
+    const float centred = z[c] - norm.mean[c];
+    const float passed = dy[c] * share;
+    const float gradient = centred * norm.factor[c] + norm.shift[c] > floor ? passed : 0;
+    dh[c] = gradient;
+    sums.total[c] += gradient;
+    sums.correlation[c] += gradient * centred;
+  }
+}
+
+// The gradient of one window goes to its largest value: to the first of equals, as in torch.
+void max_pool_backward(const Activation& shape, const Norm& norm, const float* dy, const float* z,
+                       int count, float* dh, Sums& sums) {
+  float best[kChunk];
+  int winner[kChunk];
+  for (int k = 0; k < shape.pool_size * shape.pool_size; ++k) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(k / shape.pool_size * shape.width +
+                                                k % shape.pool_size) * shape.channels;
+    for (int c = 0; c < count; ++c) {
+      const float h = norm(z[at + c], c);
+      const bool larger = k == 0 || h > best[c];
+      winner[c] = larger ? k : winner[c];
+      best[c] = larger ? h : best[c];
+    }
+  }
+  for (int k = 0; k < shape.pool_size * shape.pool_size; ++k) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(k / shape.pool_size * shape.width +
+                                                k % shape.pool_size) * shape.channels;
+    for (int c = 0; c < count; ++c) {
+      const float gradient = winner[c] == k && (!shape.relu || best[c] > 0) ? dy[c] : 0;
+      dh[at + c] = gradient;
+      sums.total[c] += gradient;
+      sums.correlation[c] += gradient * (z[at + c] - norm.mean[c]);
+    }
+  }
+}
+
+// Writes dh through pooling and ReLU and returns its sums, taken line by line.
+Sums unpool(const Activation& shape, const Norm& norm, const float* dy, const float* z, int count,
+            float* dh) {
+  const ptrdiff_t channels = shape.channels;
+  const float floor = shape.relu ? 0 : -__builtin_inff();
+  const int size = shape.pool == kNoPool ? 1 : shape.pool_size;
+  const float share = shape.pool == kAveragePool ? 1.0f / static_cast<float>(size * size) : 1;
+  Sums sums{};
+  for (int i = 0; i < shape.pooled_height(); ++i) {
+    Sums line{};
+    for (int j = 0; j < shape.pooled_width(); ++j) {
+      const float* from = dy + (static_cast<ptrdiff_t>(i) * shape.pooled_width() + j) * channels;
+      const ptrdiff_t corner = static_cast<ptrdiff_t>(i) * size * shape.width + j * size;
+      if (shape.pool == kMaxPool) {
+        max_pool_backward(shape, norm, from, z + corner * channels, count, dh + corner * channels,
+                          line);
+        continue;
+      }
+      for (int di = 0; di < size; ++di) {
+        for (int dj = 0; dj < size; ++dj) {
+          const ptrdiff_t at = (corner + di * shape.width + dj) * channels;
+          relu_backward(norm, floor, share, from, z + at, count, dh + at, line);
+        }
+      }
+    }
+    for (int c = 0; c < count; ++c) {
+      sums.total[c] += line.total[c];
+      sums.correlation[c] += line.correlation[c];
+    }
+  }
+  // Pixels that floor division leaves out of every window.
+  for (int i = 0; i < shape.height; ++i) {
+    const int begin = i < shape.pooled_height() * size ? shape.pooled_width() * size : 0;
+    for (int j = begin; j < shape.width; ++j) {
+      const ptrdiff_t at = (static_cast<ptrdiff_t>(i) * shape.width + j) * channels;
+      for (int c = 0; c < count; ++c) dh[at + c] = 0;
+    }
+  }
+  return sums;
+}
+
+void activate_backward(const Activation& shape, const float* dy, const float* z_image, int first,
+                       int count, const float* mean, const float* inverse, float* dz_image,
+                       float* dscale, float* dshift) {
+  const float* __restrict z = z_image + first;
+  float* __restrict dz = dz_image + first;
+  const Norm norm = norm_of(shape, first, count, mean, inverse);
+  const Sums sums = unpool(shape, norm, dy + first, z, count, dz);
+  if (shape.scale == nullptr) return;
+
+  const float pixels = static_cast<float>(shape.height) * static_cast<float>(shape.width);
+  float average[kChunk], slope[kChunk];
+  for (int c = 0; c < count; ++c) {
+    dscale[c] = sums.correlation[c] * inverse[c];
+    dshift[c] = sums.total[c];
+    average[c] = sums.total[c] / pixels;
+    slope[c] = norm.factor[c] * inverse[c] * inverse[c] * (sums.correlation[c] / pixels);
+  }
+  for (ptrdiff_t pixel = 0; pixel < static_cast<ptrdiff_t>(shape.height) * shape.width; ++pixel) {
+    const ptrdiff_t at = pixel * shape.channels;
+    for (int c = 0; c < count; ++c) {
+      dz[at + c] =
+          (dz[at + c] - average[c]) * norm.factor[c] - (z[at + c] - norm.mean[c]) * slope[c];
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels TABLE;
+const Kernels TABLE = {NAME,     panel_width,     pack,     pack_transposed,
+                       convolve, weight_gradient, activate, activate_backward};
+
+}  // namespace trajsyn
