@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from edge_sdk.mqtt import BrokerSettings
-from edge_sdk.protocol.messages import NAME, Encoding, TrainingSettings
+from edge_sdk.protocol.messages import ENCODING, NAME, Encoding, TrainingSettings
 from models import ModelSpec, SpecError, layout_of
 from server_toolkit.errors import ConfigError
 
@@ -75,6 +84,16 @@ class TrainingSection(Section):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     micro_batch: int = Field(default=4, ge=1, le=64)
     encoding: Encoding = "int8"
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str) -> str:
+        if not re.fullmatch(ENCODING, encoding):
+            raise ValueError(
+                'choose "int8", "int4", "fp32", or "topk-" with the fraction to send, such as '
+                '"topk-0.05" (at most three decimals, no 0 at the end)'
+            )
+        return encoding
 
     @property
     def settings(self) -> TrainingSettings:

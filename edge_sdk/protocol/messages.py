@@ -22,7 +22,9 @@ SHA256 = r"[0-9a-f]{64}"
 DEVICE = DEVICE_ID.pattern
 NAME = r"[A-Za-z0-9._-]{1,80}"
 
-Encoding = Literal["int8", "fp32"]
+# "topk-0.01" sends the hundredth of the entries that is largest; each fraction has one spelling.
+ENCODING = r"int8|int4|fp32|topk-0\.[0-9]{0,2}[1-9]"
+Encoding = str  # that matches ENCODING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Task:
     program: BlobRef
     base: BlobRef
     training: TrainingSettings
-    encoding: Encoding
+    encoding: str = bounded(pattern=ENCODING)
     issued_at_s: float = bounded(low=0, high=1e11)
     expires_at_s: float = bounded(low=0, high=1e11)
 
@@ -106,7 +108,7 @@ class Offer:
     round: int = bounded(low=0, high=10**6)
     base_sha256: str = bounded(pattern=SHA256)
     layout: str = bounded(pattern=r"[0-9a-f]{16}")
-    encoding: Encoding
+    encoding: str = bounded(pattern=ENCODING)
     samples: int = bounded(low=1, high=10**9)
     steps: int = bounded(low=1, high=10**9)
     loss_first: float

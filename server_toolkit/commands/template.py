@@ -35,7 +35,7 @@ weight_decay = 0.0
 proximal_mu = 0.0            # above 0: FedProx
 seed = {seed}
 micro_batch = {micro_batch}              # fixed: the program was made for it
-encoding = "int8"            # or "fp32", four times the bytes
+encoding = "int8"            # of updates; or "fp32", "int4", "topk-0.05" (docs/updates.md)
 
 [rounds]                     # a round closes when every active device has reported, or
 quorum = 2                   # with at least this many updates

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_sdk.errors import ProtocolError
-from edge_sdk.protocol.messages import Encoding
 from edge_sdk.protocol.updates import decode_update
 from models.layout import Flat
 from server_toolkit.errors import LedgerError
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 
 def stored_update(ledger: Ledger, row: schema.Update) -> Flat:
     """Return the recorded update as flat float32; raises `LedgerError` if its blob is damaged."""
-    encoding: Encoding = "fp32" if row.encoding == "fp32" else "int8"
     try:
-        return decode_update(ledger.blobs.read(row.blob_sha256), ledger.layout, encoding)
+        return decode_update(ledger.blobs.read(row.blob_sha256), ledger.layout, row.encoding)
     except ProtocolError as error:
         raise LedgerError(f"update of {row.device}, round {row.round}: {error}") from error
 
