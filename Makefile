@@ -9,12 +9,14 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow test-aarch64 wheels lint clean
 
 help:
 	@echo "make demo       the whole loop on this machine in a few minutes; see demo-output/report.html"
 	@echo "make test       lint, types and the default tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make wheels     dist/: the wheels for devices, x86-64 and (cross-compiled) aarch64"
+	@echo "make test-aarch64  the aarch64 wheel under emulation; says what it needs where that is missing"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make setup      only the virtual environment and the native library"
 	@echo "make clean      remove what make made, demo-output/ included"
@@ -41,6 +43,12 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-aarch64: setup
+	$(BIN)/python -m pytest -m slow -rs tests/edge_sdk/runtime/test_aarch64.py
+
+wheels: setup
+	@$(BIN)/python tools/wheels.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,137 @@
+"""The aarch64 wheel under user-mode emulation: correctness only, the speed means nothing.
+
+Debian 12's Python comes from a folder of unpacked arm64 packages, numpy and the rest from their
+aarch64 wheels; both are kept in build/. Run with `make test-aarch64`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edge_sdk.errors import RuntimeLibraryError
+from tests.edge_sdk.conftest import convnet
+from tools.wheels import build_wheel, executorch_for
+
+ROOT = Path(__file__).parents[3]
+CACHE = ROOT / "build"
+SCRIPT = Path(__file__).parent / "train_steps.py"
+QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+COMPILER = os.environ.get("CXX") or shutil.which("aarch64-linux-gnu-g++")
+# Raspberry Pi 4 (no dot-product instructions) and 5.
+PROCESSORS = ("cortex-a72", "cortex-a76")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with x86-64, so needs one"),
+    pytest.mark.skipif(QEMU is None, reason="needs qemu-aarch64: apt install qemu-user-static"),
+    pytest.mark.skipif(
+        COMPILER is None, reason="needs a cross compiler: apt install g++-aarch64-linux-gnu"
+    ),
+    pytest.mark.skipif(
+        shutil.which("mmdebstrap") is None, reason="needs mmdebstrap: apt install mmdebstrap"
+    ),
+]
+
+
+def fetched(folder, *command):
+    """`folder`, which `command` fills in place of {}; skips where that cannot be fetched."""
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(exist_ok=True)
+        filled = [str(partial) if word == "{}" else word for word in command]
+        done = subprocess.run(filled, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{command[0]} did not fill {folder.name}: {done.stderr[-500:]}")
+        partial.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def debian():
+    """Debian 12's arm64 Python and pip, unpacked and not installed: nothing of it runs here."""
+    return fetched(
+        CACHE / "debian12-arm64",
+        *("mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64"),
+        *("--include=python3,python3-pip,libstdc++6", "bookworm", "{}"),
+        "http://deb.debian.org/debian",
+    )
+
+
+@pytest.fixture(scope="module")
+def packages():
+    """What the wheel depends on but onnxruntime, whose import crashes under emulation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [d for d in project["dependencies"] if not d.startswith("onnxruntime")]
+    platforms = [f"--platform=manylinux_2_{n}_aarch64" for n in (34, 31, 28, 27, 17)]
+    platforms.append("--platform=manylinux2014_aarch64")
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return fetched(
+        CACHE / f"packages-aarch64-{digest}",
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:"),
+        *("--python-version=3.11", *platforms, "--target", "{}", *names),
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    try:
+        executorch_for("aarch64", CACHE)
+    except RuntimeLibraryError as error:
+        pytest.skip(str(error))
+    return build_wheel("aarch64", tmp_path_factory.mktemp("dist"), cache=CACHE)
+
+
+@pytest.fixture(scope="module")
+def emulated(debian, packages, wheel, tmp_path_factory):
+    """A function that runs the emulated Python, with the wheel installed by Debian 12's pip."""
+    site = tmp_path_factory.mktemp("site")
+
+    def run(processor, *arguments):
+        command = [QEMU, "-cpu", processor, "-L", debian, debian / "usr/bin/python3.11"]
+        places = {"PYTHONPATH": f"{site}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=places, cwd=site
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    options = ("--no-deps", "--no-index", "--target", str(site), str(wheel))
+    run(PROCESSORS[0], "-m", "pip", "install", *options)
+    return run
+
+
+def on_this_machine(*arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(("channels", "size", "width", "steps"), [(1, 16, 8, 12), (3, 32, 32, 4)])
+def test_the_losses_are_those_of_x86(
+    training_program, emulated, tmp_path, processor, channels, size, width, steps
+):
+    spec = convnet(channels=channels, image_size=size, width=width)
+    path = tmp_path / "step.program"
+    training_program(spec, 4).save(path)
+    arguments = (str(SCRIPT), str(path), str(steps))
+    here, there = (
+        json.loads(r) for r in (on_this_machine(*arguments), emulated(processor, *arguments))
+    )
+    assert there["machine"] == "aarch64"
+    assert str(ROOT) not in there["package"]
+    assert {"torch", "executorch", "server_toolkit"}.isdisjoint(there["loaded"])
+    assert len(there["losses"]) == steps
+    assert there["losses"][-1] < 0.9 * there["losses"][0]
+    assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
