@@ -87,7 +87,8 @@ def train_round(
     )
     if not result.completed:
         return None
-    if residual is not None and residual.shape != start.shape:
+    whole = residual is not None and residual.shape == start.shape
+    if residual is not None and not (whole and np.isfinite(residual).all()):
         log.error("the error feedback on disk is damaged; going on without it")
         residual = None
     try:

@@ -36,6 +36,12 @@ def test_the_template_of_init_is_a_whole_configuration(write):
     assert config.pipeline.enabled
 
 
+@pytest.mark.parametrize("encoding", ["int8", "int4", "fp32", "topk-0.05", "topk-0.001"])
+def test_every_encoding_can_be_chosen(write, encoding):
+    text = server_toml().replace('encoding = "int8"', f'encoding = "{encoding}"')
+    assert load_config(write(text)).training.encoding == encoding
+
+
 def test_every_commented_key_of_the_template_exists(write):
     text = server_toml()
     lines = [
@@ -57,6 +63,8 @@ def test_every_commented_key_of_the_template_exists(write):
         ("batch_size = 32", "batch_size = 0", r"\[training\] batch_size = 0: .*greater"),
         ("batch_size = 32", 'batch_size = "x"', r"\[training\] batch_size = 'x'"),
         ("momentum = 0.9", "momentum = nan", r"\[training\] momentum = nan"),
+        ('encoding = "int8"', 'encoding = "int2"', r"\[training\] encoding = 'int2': choose"),
+        ('encoding = "int8"', 'encoding = "topk-0.10"', r"encoding = 'topk-0.10': choose"),
         ("[limits]", "[limit]", r"limit is no known key; did you mean limits"),
         ("classes = 3", "", r"\[model\] classes is missing"),
         ("image_size = 8", "image_size = 9", r"\[model\] image_size 9 cannot be halved"),

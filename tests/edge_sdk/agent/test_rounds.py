@@ -165,6 +165,54 @@ def test_error_feedback_is_carried_into_the_next_round(start, server, task):
     assert not np.array_equal(residual, agent.store.residual("test", LAYOUT.fingerprint))
 
 
+@pytest.mark.parametrize("encoding", ["int8", "int4", "topk-0.1"])
+def test_what_the_encoding_leaves_out_waits_on_the_disk(start, server, task, encoding):
+    def trained(encoding):
+        agent = start()
+        server.updates.clear()
+        server.broadcast(topics.TASK, dataclasses.replace(task, encoding=encoding))
+        pump(agent, lambda: agent.store.rounds() == [("test", 0, "accepted")])
+        residual = agent.store.residual("test", LAYOUT.fingerprint)
+        agent.close()
+        for file in agent.config.state.glob("state.db*"):  # the next agent begins anew
+            file.unlink()
+        (data,) = server.updates.values()
+        return decode_update(data, LAYOUT, encoding), residual
+
+    whole, nothing = trained("fp32")
+    assert not nothing.any()
+    sent, residual = trained(encoding)
+    assert np.array_equal(sent.astype(np.float64) + residual, whole.astype(np.float64))
+    assert residual.any()
+
+
+def test_a_task_with_an_encoding_of_tomorrow_is_ignored(start, server, task):
+    agent = start()
+    message = encode_message(task).replace(b'"encoding":"int8"', b'"encoding":"int2"')
+    assert b"int2" in message
+    server.deliver(topics.TASK, seal(message, server.key))
+    settle(agent)
+    assert agent.store.rounds() == []
+    assert agent._state() == "idle"
+    server.broadcast(topics.TASK, task)
+    pump(agent, lambda: agent.store.rounds() == [("test", 0, "accepted")])
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0\xc0\x7f", None])
+def test_damaged_error_feedback_is_done_without(start, server, task, damage):
+    agent = start()
+    server.broadcast(topics.TASK, task)
+    pump(agent, lambda: has_trained(agent.store, "test", 0))
+    (file,) = agent.config.state.glob("residual-*.f32")
+    if damage is None:
+        file.unlink()
+    else:  # cut short, or full of NaN
+        file.write_bytes(damage * LAYOUT.size)
+    server.broadcast(topics.TASK, later(task, 1))
+    pump(agent, lambda: has_trained(agent.store, "test", 1))
+    assert np.isfinite(agent.store.residual("test", LAYOUT.fingerprint)).all()
+
+
 def test_weights_that_overflow_end_the_round_not_the_agent(start, server, task, monkeypatch):
     def diverged(*_, **__):
         raise ValueError("the update holds NaN or infinity; local training diverged")

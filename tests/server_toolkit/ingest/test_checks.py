@@ -10,7 +10,7 @@ import pytest
 from edge_sdk.protocol.messages import BlobRef, Done, Reject
 from edge_sdk.protocol.signing import seal
 from edge_sdk.protocol.tensors import compress, pack
-from edge_sdk.protocol.updates import encode_update
+from edge_sdk.protocol.updates import decode_update, encode_update
 from server_toolkit.ingest.checks import RefusedOfferError, check_update
 from tests.server_toolkit.fleet import LAYOUT, FakeDevice, random_flat
 from tests.server_toolkit.ingest.conversation import LIMITS, Conversation
@@ -161,6 +161,80 @@ def test_content_that_is_no_update_is_refused_and_not_kept(server, ledger, devic
     assert not ledger.blobs.has(hashlib.sha256(data).hexdigest())
     assert [p for p in (ledger.directory / "incoming").rglob("*") if p.is_file()] == []
     assert ledger.updates() == []
+
+
+ENCODINGS = ["int8", "int4", "topk-0.1", "topk-0.001", "fp32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_counts_and_is_rebuilt_from_the_ledger(server, ledger, device, encoding):
+    offer, data = device.update(ledger, encoding=encoding)
+    assert isinstance(server.upload(device, offer, data), Done)
+    (row,) = ledger.updates()
+    update = decode_update(data, LAYOUT, encoding)
+    assert row.encoding == encoding
+    assert row.norm == pytest.approx(np.linalg.norm(update.astype(np.float64)), rel=1e-12)
+    expected = ledger.global_weights(0) + update
+    assert np.array_equal(ledger.device_weights(device.id, 0), expected)
+
+
+@pytest.mark.parametrize("claimed", ENCODINGS)
+def test_an_update_that_is_not_in_the_encoding_of_its_offer_is_refused(
+    server, ledger, device, claimed
+):
+    for number, written in enumerate(e for e in ENCODINGS if e != claimed):
+        _, data = device.update(ledger, seed=number, encoding=written)
+        answer = server.upload(device, device.offer(ledger, data, encoding=claimed), data)
+        assert isinstance(answer, Reject)
+        assert answer.permanent
+    assert ledger.updates() == []
+
+
+def sparse_update(gaps=(0, 1, 1), codes=(1, 1, 1), scale=0x3F80):
+    """Three entries; topk-0.004 of this network is three of its 795."""
+    planes = [[gap >> shift & 255 for gap in gaps] for shift in (0, 8, 16, 24)]
+    arrays = {
+        "gaps": np.array(planes, np.uint8),
+        "codes": np.array(codes, np.int8),
+        "scale": np.array([scale], np.uint16),
+    }
+    return compress(pack(arrays))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (sparse_update(gaps=(5, 0, 1)), "repeated"),
+        (sparse_update(gaps=(0, 1, LAYOUT.size)), "reaches place"),
+        (sparse_update(gaps=(2**32 - 1, 2**32 - 1, 2)), "reaches place"),
+        (sparse_update(gaps=(0, 1), codes=(1, 1)), "expected"),
+        (sparse_update(gaps=(0, 1, 1, 1), codes=(1, 1, 1, 1)), "expected"),
+        (sparse_update(codes=(1, -128, 1)), "-128"),
+        (sparse_update(scale=0x7F80), "infinite"),
+        (sparse_update(scale=0x7F7F, codes=(127, 1, 1)), "overflows"),
+        (compress(bytes(1 << 28)), "unpacks to"),
+    ],
+)
+def test_a_sparse_update_that_nobody_can_have_made_is_refused(server, ledger, device, data, reason):
+    answer = server.upload(device, device.offer(ledger, data, encoding="topk-0.004"), data)
+    assert isinstance(answer, Reject)
+    assert answer.permanent
+    assert reason in answer.reason
+    assert ledger.updates() == []
+
+
+def test_three_entries_are_what_the_sparse_updates_above_have(server, ledger, device):
+    data = sparse_update()
+    assert isinstance(
+        server.upload(device, device.offer(ledger, data, encoding="topk-0.004"), data), Done
+    )
+
+
+@pytest.mark.parametrize("encoding", ["int2", "topk-0.0", "topk-0.10", "topk-1", "topk-0.0001", ""])
+def test_an_offer_in_an_unknown_encoding_is_no_message(server, ledger, device, encoding):
+    offer, _ = device.update(ledger)
+    assert server.say(device, dataclasses.replace(offer, encoding=encoding)) == []
+    assert "encoding" in server.reasons()[0]
 
 
 def test_weights_beyond_float32_are_refused(ledger, device):
