@@ -5,6 +5,8 @@
 Here are only names, shapes and types: importing this file registers them.
 """
 
+# ruff: noqa: ARG001 - a shape function has its operator's signature
+
 from __future__ import annotations
 
 import torch
@@ -22,7 +24,8 @@ _SCHEMAS = (
     "convolution_input_gradient(Tensor dz, Tensor weight, int kernel, int height, int width)"
     " -> (Tensor dx, Tensor padded, Tensor packed)",
     "quantized_convolution_input_gradient(Tensor dz, Tensor weight, int kernel, int height,"
-    " int width, Tensor x, Tensor range, Tensor steps) -> (Tensor dx, Tensor padded, Tensor packed)",
+    " int width, Tensor x, Tensor range, Tensor steps)"
+    " -> (Tensor dx, Tensor padded, Tensor packed)",
     "bias_gradient(Tensor dz) -> Tensor dbias",
     "activation(Tensor z, Tensor? scale, Tensor? shift, float epsilon, bool relu, int pool,"
     " int pool_size) -> (Tensor y, Tensor statistics)",
@@ -33,7 +36,7 @@ _SCHEMAS = (
     "softmax_cross_entropy(Tensor logits, Tensor labels) -> (Tensor loss, Tensor dlogits)",
 )
 
-_library = torch.library.Library("trajsyn", "DEF")
+_library = torch.library.Library("trajsyn", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _define(schema: str) -> None:
@@ -44,8 +47,9 @@ def _define(schema: str) -> None:
     outs = ", ".join(f"Tensor({chr(97 + i)}!) {n}" for i, n in enumerate(names))
     types = ", ".join(f"Tensor({chr(97 + i)}!)" for i in range(len(names)))
     types = f"({types})" if len(names) > 1 else types
-    _library.define(schema)
-    _library.define(f"{name}.out({arguments}, *, {outs}) -> {types}")
+    _library.define(schema)  # type: ignore[no-untyped-call]
+    variant = f"{name}.out({arguments}, *, {outs}) -> {types}"
+    _library.define(variant)  # type: ignore[no-untyped-call]
 
 
 for _schema in _SCHEMAS:
@@ -61,11 +65,11 @@ def _packed(rows: int, columns: int, like: Tensor) -> Tensor:
 def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, height, width, inputs = x.shape
     rows, outputs = weight.shape
     packed = _packed(rows, outputs, x)
     if kernel == 0:
-        return x.new_empty(batch, outputs), torch.empty_like(x), packed
+        return x.new_empty(x.shape[0], outputs), torch.empty_like(x), packed
+    batch, height, width, inputs = x.shape
     frame = x.new_empty(batch, height + kernel - 1, width + kernel - 1, inputs)
     return x.new_empty(batch, height, width, outputs), frame, packed
 
@@ -78,8 +82,7 @@ def _quantized_convolution(
 
 
 def _convolution_weight_gradient(padded: Tensor, dz: Tensor, kernel: int) -> Tensor:
-    _, height, width, inputs = padded.shape
-    rows = inputs * (kernel * kernel or height * width)
+    rows = padded.shape[-1] * kernel**2 if kernel else padded.shape[1:].numel()
     return padded.new_empty(rows, dz.shape[-1])
 
 
@@ -124,9 +127,9 @@ def _activation(
     pool: int,
     pool_size: int,
 ) -> tuple[Tensor, Tensor]:
-    batch, height, width, channels = z.shape
+    batch, *sides, channels = z.shape
     size = pool_size if pool else 1
-    y = z.new_empty(batch, height // size, width // size, channels)
+    y = z.new_empty(batch, *(side // size for side in sides), channels)
     return y, z.new_empty(batch, 2, channels)
 
 

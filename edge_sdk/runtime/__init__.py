@@ -5,7 +5,14 @@ built by `python -m edge_sdk.runtime.build`.
 """
 
 from edge_sdk.runtime.buffers import aligned_zeros
-from edge_sdk.runtime.program import Program, TensorInfo, set_threads, thread_count
+from edge_sdk.runtime.program import (
+    Program,
+    TensorInfo,
+    instruction_sets,
+    set_instruction_set,
+    set_threads,
+    thread_count,
+)
 from edge_sdk.runtime.program_file import (
     Form,
     GateResult,
@@ -23,6 +30,8 @@ __all__ = [
     "ProgramParameter",
     "TensorInfo",
     "aligned_zeros",
+    "instruction_sets",
+    "set_instruction_set",
     "set_threads",
     "thread_count",
 ]

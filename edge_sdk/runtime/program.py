@@ -140,6 +140,18 @@ def thread_count() -> int:
     return count
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Return the names of the kernels that this processor runs, the fastest first."""
+    names: bytes = _library().trajsyn_instruction_sets()
+    return tuple(names.decode().split())
+
+
+def set_instruction_set(name: str) -> None:
+    """Compute with other kernels than the fastest; raises `ValueError` where there are none."""
+    if _library().trajsyn_set_instruction_set(name.encode()):
+        raise ValueError(f"{name!r}: this processor has {', '.join(instruction_sets())}")
+
+
 def _pointers(
     kind: str, arrays: Sequence[Array], expected: tuple[TensorInfo, ...]
 ) -> ctypes.Array[ctypes.c_void_p]:
@@ -187,5 +199,7 @@ def _library() -> ctypes.CDLL:
     ]
     library.trajsyn_execute.argtypes = [ctypes.c_void_p, pointers, pointers]
     library.trajsyn_set_threads.argtypes = [ctypes.c_uint32]
+    library.trajsyn_instruction_sets.restype = ctypes.c_char_p
+    library.trajsyn_set_instruction_set.argtypes = [ctypes.c_char_p]
     library.trajsyn_last_error.restype = ctypes.c_char_p
     return library

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <string>
 
 namespace trajsyn {
 
@@ -48,6 +49,17 @@ const Kernels& kernels() {
   const Kernels* table = chosen.load(std::memory_order_acquire);
   if (table == nullptr) chosen.store(table = best(), std::memory_order_release);
   return *table;
+}
+
+const char* supported_kernels() {
+  static const std::string names = [] {
+    std::string text;
+    for (const Kernels* table : kBestFirst) {
+      if (is_supported(*table)) text += (text.empty() ? "" : " ") + std::string(table->name);
+    }
+    return text;
+  }();
+  return names.c_str();
 }
 
 bool select_kernels(const char* name) {

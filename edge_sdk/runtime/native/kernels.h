@@ -76,6 +76,9 @@ struct Kernels {
 // The best instruction set of this processor, or the one that `select_kernels` chose.
 const Kernels& kernels();
 
+// The names that `select_kernels` takes here, the best first, with spaces between.
+const char* supported_kernels();
+
 // False where there is no such instruction set, or the processor lacks it.
 bool select_kernels(const char* name);
 

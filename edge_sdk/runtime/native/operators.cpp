@@ -62,6 +62,17 @@ class Call {
     return static_cast<int>(size);
   }
 
+  // (batch, height, width, channels) of a tensor; rows of features are images of one pixel.
+  struct Image {
+    int batch, height, width, channels;
+  };
+
+  Image image(size_t index) {
+    const bool flat = ok_ && arguments_[index]->isTensor() && arguments_[index]->toTensor().dim() == 2;
+    if (flat) return {size(index, 2, 0), 1, 1, size(index, 2, 1)};
+    return {size(index, 4, 0), size(index, 4, 1), size(index, 4, 2), size(index, 4, 3)};
+  }
+
   int integer(size_t index, int64_t low, int64_t high) {
     if (!ok_ || !arguments_[index]->isInt()) return fail(), 0;
     const int64_t value = arguments_[index]->toInt();
@@ -244,8 +255,8 @@ void convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
   check_kernel(call, kernel);
   const FloatTensor z = call.tensor(kOut), padded = call.tensor(kOut + 1);
   const FloatTensor packed = call.tensor(kOut + 2);
-  const int batch = call.size(0, 4, 0), height = call.size(0, 4, 1), width = call.size(0, 4, 2);
-  const int inputs = call.size(0, 4, 3), outputs = call.size(1, 2, 1);
+  const auto [batch, height, width, inputs] = call.image(0);
+  const int outputs = call.size(1, 2, 1);
   call.require(std::max({height, width, inputs, outputs}) < kMaxSide);
   call.shape(x, {batch, height, width, inputs});
   const Layer layer = layer_of(batch, height, width, inputs, outputs, kernel);
@@ -294,10 +305,10 @@ void convolution_weight_gradient(KernelRuntimeContext& context, Span<EValue*> ar
   const FloatTensor padded = call.tensor(0), dz = call.tensor(1), result = call.tensor(3);
   const int kernel = call.integer(2, 0, kMaxKernel);
   check_kernel(call, kernel);
-  const int batch = call.size(0, 4, 0), outputs = call.size(3, 2, 1);
+  const auto [batch, frame_height, frame_width, inputs] = call.image(0);
+  const int outputs = call.size(3, 2, 1);
   const int margin = kernel == 0 ? 0 : kernel - 1;
-  const int height = call.size(0, 4, 1) - margin, width = call.size(0, 4, 2) - margin;
-  const int inputs = call.size(0, 4, 3);
+  const int height = frame_height - margin, width = frame_width - margin;
   call.require(height > 0 && width > 0 && std::max({height, width, inputs, outputs}) < kMaxSide);
   const Layer layer = layer_of(batch, height, width, inputs, outputs, kernel);
   const Convolution& shape = layer.shape;
@@ -413,9 +424,9 @@ struct ActivationCall {
 ActivationCall activation_of(Call& call, size_t z, size_t scale, size_t options) {
   const FloatTensor values = call.tensor(z), factor = call.optional_tensor(scale);
   const FloatTensor offset = call.optional_tensor(scale + 1);
-  const int batch = call.size(z, 4, 0), channels = call.size(z, 4, 3);
+  const auto [batch, height, width, channels] = call.image(z);
   Activation shape{};
-  shape.height = call.size(z, 4, 1), shape.width = call.size(z, 4, 2), shape.channels = channels;
+  shape.height = height, shape.width = width, shape.channels = channels;
   call.shape(values, {batch, shape.height, shape.width, channels});
   call.require((factor.data == nullptr) == (offset.data == nullptr));
   if (factor.data != nullptr) {

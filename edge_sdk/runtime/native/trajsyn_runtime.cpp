@@ -288,8 +288,8 @@ int trajsyn_threads() {
   return count;
 }
 
-// The name of the instruction set that training runs on.
-const char* trajsyn_instruction_set() { return trajsyn::kernels().name; }
+// The instruction sets that training can use here, the fastest first, with spaces between.
+const char* trajsyn_instruction_sets() { return trajsyn::supported_kernels(); }
 
 // Uses another one from the next call on; fails where the processor lacks it.
 int trajsyn_set_instruction_set(const char* name) {
