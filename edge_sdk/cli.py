@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 
 import edge_sdk
-from edge_sdk.commands import agent, export, init, predict, status
 from edge_sdk.errors import EdgeError
 
 DESCRIPTION = "Train on this device for a TrajSyn fleet, and run the robust model it sends back."
@@ -26,8 +26,11 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+COMMANDS = ("init", "agent", "status", "predict", "export")
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, or of one: an agent is not to load the others' modules."""
     parser = argparse.ArgumentParser(
         prog="edge-sdk",
         description=DESCRIPTION,
@@ -37,14 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trajsyn {edge_sdk.__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens in detail")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (init, agent, status, predict, export):
-        command.add_parser(commands)
+    for name in [only] if only else COMMANDS:
+        importlib.import_module(f"edge_sdk.commands.{name}").add_parser(commands)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; a user's mistake is one line, not a traceback."""
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    first = next((word for word in words if not word.startswith("-")), None)
+    options = build_parser(first if first in COMMANDS else None).parse_args(words)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",

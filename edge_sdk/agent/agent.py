@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edge_sdk
 from edge_sdk.agent.config import LoadedConfig
@@ -22,7 +22,6 @@ from edge_sdk.agent.fetcher import Fetcher
 from edge_sdk.agent.installation import Installation
 from edge_sdk.agent.installer import Candidate, Installer
 from edge_sdk.agent.jobs import Finished, Jobs
-from edge_sdk.agent.local_training import TrainedRound, train_round
 from edge_sdk.agent.progress import write_progress
 from edge_sdk.agent.slots import envelope_sha256, release_file
 from edge_sdk.agent.store import Store
@@ -45,6 +44,9 @@ from edge_sdk.protocol.messages import (
     encode_message,
 )
 from edge_sdk.protocol.signing import load_private_key, load_public_key, open_sealed
+
+if TYPE_CHECKING:
+    from edge_sdk.agent.local_training import TrainedRound
 
 log = logging.getLogger(__name__)
 
@@ -315,6 +317,9 @@ class Agent:
             self._steps = (step, steps)
 
         def work() -> TrainedRound | None:
+            # Only here: numpy and the runtime, 15 MB, are no burden to a device that waits.
+            from edge_sdk.agent.local_training import train_round
+
             return train_round(
                 task,
                 config=self.config,

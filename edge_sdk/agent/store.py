@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from edge_sdk.errors import StorageError
 from edge_sdk.protocol.messages import BlobRef
 from edge_sdk.protocol.part_file import sha256_of_file, write_durably
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,8 @@ class Store:
 
     def residual(self, run: str, layout: str) -> npt.NDArray[np.float32] | None:
         """Return the error feedback left by the last update of this run, if there is any."""
+        import numpy as np  # only a device that trains loads it
+
         name = self.get("residual")
         if name is None or self.get("residual_layout") != f"{run}/{layout}":
             return None

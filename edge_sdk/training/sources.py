@@ -45,7 +45,7 @@ def load_npz(path: Path | str) -> Dataset:
     if images.ndim == 3:
         images = images[:, None]
     if images.dtype == np.uint8:
-        images = images.astype(np.float32) / np.float32(255)
+        images = np.divide(images, np.float32(255), dtype=np.float32)  # no copy between
     elif np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     else:
@@ -94,8 +94,8 @@ def load_folder(root: Path | str, *, channels: int) -> Dataset:
     if not images:
         raise ConfigError(f"{root}: no {', '.join(IMAGE_SUFFIXES)} files in folders, one a class")
     stack = np.stack(images).reshape(len(images), *images[0].shape[:2], channels)
-    scaled = stack.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    return Dataset(np.ascontiguousarray(scaled), np.array(labels, np.int64), len(names))
+    scaled = np.divide(stack.transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")
+    return Dataset(scaled, np.array(labels, np.int64), len(names))
 
 
 def load_digits(image_size: int, *, channels: int = 1) -> Dataset:

@@ -1,0 +1,119 @@
+"""What takes long and is not measured, each in a process of its own: exports and reference values.
+
+`kind` is `programs` (training programs), `reference` (start weights and the float64 gradient of
+the first batch) or `products` (programs of one matrix product each, for the floor).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.errors import EdgeError
+from edge_step_parts.processes import answer
+from models import ModelSpec
+
+# Rows, inner size and columns: what the ConvNet's layers are made of, and squarer ones.
+PRODUCTS = ((1024, 1152, 128), (4096, 1152, 128), (1024, 1024, 1024), (256, 2048, 2048))
+
+
+def programs(spec: ModelSpec, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Export training programs; says of each that cannot be had why."""
+    from edge_sdk.export import training_program
+
+    skipped: dict[str, str] = {}
+    for name, micro_batch in request["micro_batches"].items():
+        keywords: dict[str, Any] = {"micro_batch": micro_batch}
+        if request["quantized"]:
+            keywords["quantized"] = True
+            if "quantized" not in inspect.signature(training_program).parameters:
+                skipped[name] = "training_program takes no `quantized` yet"
+                continue
+        if (folder / name).exists():
+            continue
+        try:
+            training_program(spec, **keywords).save(folder / name)
+        except EdgeError as error:
+            skipped[name] = f"{type(error).__name__}: {error}"
+    return {"skipped": skipped}
+
+
+def reference(spec: ModelSpec, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Save the start weights and, for each batch size, the float64 gradient of the first batch."""
+    import torch
+
+    from edge_step_parts.arms import SEED, examples
+    from models.networks import build_model, flat_parameters
+
+    torch.set_num_threads(1)
+    model = build_model(spec, seed=0)
+    np.save(folder / f"{request['name']}-start.npy", flat_parameters(model))
+    model.double()
+    for size in request["batch_sizes"]:
+        images, labels = examples(spec, {"steps": request["steps"], "batch_size": size})
+        batch = np.random.Generator(np.random.PCG64(SEED)).permutation(size)
+        model.zero_grad()
+        logits = model(torch.from_numpy(images[batch]).double())
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[batch])).backward()
+        gradients = [p.grad.numpy().ravel() for p in model.parameters() if p.grad is not None]
+        np.save(folder / f"{request['name']}-{size}.npy", np.concatenate(gradients))
+    return {}
+
+
+def products(folder: Path) -> dict[str, Any]:
+    """Export matrix products for XNNPACK, with fixed and with changing right-hand sides."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
+    class Changing(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.bmm(a, b)
+
+    plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+    names = []
+    for rows, inner, columns in PRODUCTS:
+        cases = {
+            "fixed": (torch.nn.Linear(inner, columns, bias=False), (torch.zeros(rows, inner),)),
+            "changing": (
+                Changing(),
+                (torch.zeros(1, rows, inner), torch.zeros(1, inner, columns)),
+            ),
+        }
+        for kind, (module, inputs) in cases.items():
+            names.append(f"product-{kind}-{rows}x{inner}x{columns}.pte")
+            if (folder / names[-1]).exists():
+                continue
+            with torch.no_grad():
+                exported = torch.export.export(module, inputs)
+                edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+            lowered = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
+            (folder / names[-1]).write_bytes(lowered.buffer)
+    return {"names": names}
+
+
+def main() -> None:
+    """Prepare what the request names."""
+    warnings.simplefilter("ignore", FutureWarning)
+    for name in ("torch.utils._pytree", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    request = json.loads(sys.argv[1])
+    folder = Path(request["folder"])
+    if request["kind"] == "products":
+        answer(products(folder))
+        return
+    spec = ModelSpec.from_dict(request["spec"])
+    make = programs if request["kind"] == "programs" else reference
+    answer(make(spec, folder, request))
+
+
+if __name__ == "__main__":
+    main()
