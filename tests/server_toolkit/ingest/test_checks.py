@@ -3,15 +3,17 @@
 import dataclasses
 import hashlib
 import random
+import re
 
 import numpy as np
 import pytest
 
-from edge_sdk.protocol.messages import BlobRef, Done, Reject
+from edge_sdk.protocol.messages import ENCODING, BlobRef, Done, Reject
 from edge_sdk.protocol.signing import seal
 from edge_sdk.protocol.tensors import compress, pack
 from edge_sdk.protocol.updates import decode_update, encode_update
 from server_toolkit.ingest.checks import RefusedOfferError, check_update
+from server_toolkit.ledger.schema import Update
 from tests.server_toolkit.fleet import LAYOUT, FakeDevice, random_flat
 from tests.server_toolkit.ingest.conversation import LIMITS, Conversation
 
@@ -176,6 +178,13 @@ def test_every_encoding_counts_and_is_rebuilt_from_the_ledger(server, ledger, de
     assert row.norm == pytest.approx(np.linalg.norm(update.astype(np.float64)), rel=1e-12)
     expected = ledger.global_weights(0) + update
     assert np.array_equal(ledger.device_weights(device.id, 0), expected)
+
+
+def test_the_longest_encoding_fits_its_column():
+    (column,) = Update.__table__.c.encoding.base_columns
+    assert re.fullmatch(ENCODING, "topk-0.999")
+    assert not re.fullmatch(ENCODING, "topk-0.9999")
+    assert len("topk-0.999") <= column.type.length
 
 
 @pytest.mark.parametrize("claimed", ENCODINGS)
