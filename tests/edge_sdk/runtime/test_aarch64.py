@@ -27,6 +27,7 @@ QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 COMPILER = os.environ.get("CXX") or shutil.which("aarch64-linux-gnu-g++")
 # Raspberry Pi 4 (no dot-product instructions) and 5.
 PROCESSORS = ("cortex-a72", "cortex-a76")
+DOT_PRODUCT_KERNELS = list((ROOT / "edge_sdk/runtime/native").glob("*_neon_dotprod.cpp"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -132,6 +133,9 @@ def test_the_losses_are_those_of_x86(
     assert there["machine"] == "aarch64"
     assert str(ROOT) not in there["package"]
     assert {"torch", "executorch", "server_toolkit"}.isdisjoint(there["loaded"])
+    has_dot_product = any("dot" in name for name in there["instruction_sets"])
+    assert has_dot_product == (processor == "cortex-a76" and bool(DOT_PRODUCT_KERNELS))
+    assert there["instruction_sets"][-1] == "neon"
     assert len(there["losses"]) == steps
     assert there["losses"][-1] < 0.9 * there["losses"][0]
-    assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
+    assert there["losses"] == pytest.approx(here["losses"], rel=1e-5)

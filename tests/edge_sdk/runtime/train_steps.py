@@ -4,7 +4,6 @@ Run as `train_steps.py PROGRAM STEPS` by Pythons that have trajsyn's wheel but n
 packages; the same seed gives the same images and weights on every machine.
 """
 
-import ctypes
 import importlib
 import json
 import math
@@ -14,8 +13,7 @@ import sys
 import numpy as np
 
 import edge_sdk
-from edge_sdk.runtime import ProgramFile
-from edge_sdk.runtime.program import LIBRARY
+from edge_sdk.runtime import ProgramFile, instruction_sets
 from edge_sdk.training import Dataset, train
 
 BATCH = 16
@@ -53,13 +51,11 @@ def main():
         on_step=lambda step, steps, loss: losses.append(loss),
     )
     importlib.import_module("edge_sdk.agent.agent")
-    library = ctypes.CDLL(str(LIBRARY))
-    named = getattr(library, "trajsyn_kernels", None)
     result = {
         "losses": losses,
         "machine": platform.machine(),
         "glibc": platform.libc_ver()[1],
-        "kernels": named and ctypes.c_char_p(named()).value,
+        "instruction_sets": instruction_sets(),
         "package": edge_sdk.__file__,
         "loaded": sorted({name.split(".")[0] for name in sys.modules}),
     }
