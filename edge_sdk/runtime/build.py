@@ -143,17 +143,20 @@ def _is_current(output: Path, stamp: dict[str, str]) -> bool:
 
 
 def find_compiler(machine: str) -> str:
-    """Return the C++ compiler for `machine`: `$CXX`, or by name; raises `RuntimeLibraryError`."""
-    named = os.environ.get("CXX")
-    if machine == platform.machine():
-        compiler = named or shutil.which("c++") or shutil.which("g++")
-        advice = "install g++ or set CXX"
-    else:
-        compiler = named or shutil.which(f"{machine}-linux-gnu-g++")
-        advice = f"install g++-{machine.replace('_', '-')}-linux-gnu (Debian, Ubuntu) or set CXX"
-    if compiler is None:
-        raise RuntimeLibraryError(f"no C++ compiler for {machine} found; {advice}")
-    return compiler
+    """Return a C++ compiler for `machine`: `$CXX` if it is one, else by its usual name.
+
+    Raises `RuntimeLibraryError` saying what to install.
+    """
+    native = machine == platform.machine()
+    names = [os.environ.get("CXX"), *(("c++", "g++") if native else ()), f"{machine}-linux-gnu-g++"]
+    for name in names:
+        compiler = shutil.which(name) if name else None
+        if compiler and _run(compiler, "-dumpmachine").startswith(machine):
+            return compiler
+    package = "g++" if native else f"g++-{machine.replace('_', '-')}-linux-gnu"
+    raise RuntimeLibraryError(
+        f"no C++ compiler for {machine} found; install {package} (Debian, Ubuntu) or set CXX"
+    )
 
 
 def _replace(target: Path, source: Path) -> None:
@@ -182,13 +185,14 @@ def _compile_and_link(compiler: str, target: Target, sources: Sources, scratch: 
     partial.replace(target.output / LIBRARY)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         name = next((Path(word).name for word in command if word.endswith(".cpp")), LIBRARY)
         raise RuntimeLibraryError(
             f"{command[0]} could not build {name}:\n{result.stderr.strip()[-4000:]}"
         )
+    return result.stdout
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -75,3 +75,12 @@ def test_another_machine_s_library_never_takes_the_place_of_this_one_s(capsys):
     with pytest.raises(SystemExit):
         build.main(["--machine", other])
     assert "--executorch" in capsys.readouterr().err
+
+
+def test_a_compiler_for_another_machine_is_not_taken(monkeypatch, tmp_path):
+    compiler = tmp_path / "other"
+    compiler.write_text("#!/bin/sh\necho riscv64-linux-gnu\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert build.find_compiler("riscv64") == str(compiler)
+    assert build.find_compiler(platform.machine()) != str(compiler)
