@@ -194,7 +194,7 @@ def test_alexnet_passes_the_gate(training_program):
     ("layer", "name"),
     [
         (torch.nn.MaxPool2d(3, stride=2), "MaxPool2d"),
-        (torch.nn.MaxPool2d(2, ceil_mode=True), "MaxPool2d"),
+        (torch.nn.MaxPool2d(3, ceil_mode=True), "MaxPool2d"),
         (torch.nn.GroupNorm(2, 8), "GroupNorm"),
         (torch.nn.AvgPool2d(2, padding=1), "AvgPool2d"),
         (torch.nn.Conv2d(8, 8, 3, padding=1, stride=2), "Conv2d"),
