@@ -192,7 +192,8 @@ def _run(*command: str) -> str:
         raise RuntimeLibraryError(
             f"{command[0]} could not build {name}:\n{result.stderr.strip()[-4000:]}"
         )
-    return result.stdout
+    output: str = result.stdout
+    return output
 
 
 def main(arguments: list[str] | None = None) -> int:
