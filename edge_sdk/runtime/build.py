@@ -148,9 +148,9 @@ def find_compiler(machine: str) -> str:
     Raises `RuntimeLibraryError` saying what to install.
     """
     native = machine == platform.machine()
-    names = [os.environ.get("CXX"), *(("c++", "g++") if native else ()), f"{machine}-linux-gnu-g++"]
-    for name in names:
-        compiler = shutil.which(name) if name else None
+    usual = ["c++", "g++"] if native else [f"{machine}-linux-gnu-g++"]
+    for name in [os.environ.get("CXX", ""), *usual]:
+        compiler = shutil.which(name)
         if compiler and _run(compiler, "-dumpmachine").startswith(machine):
             return compiler
     package = "g++" if native else f"g++-{machine.replace('_', '-')}-linux-gnu"
