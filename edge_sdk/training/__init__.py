@@ -8,13 +8,18 @@ from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.evaluate import accuracy, logits
 from edge_sdk.training.loop import TrainingResult
 from edge_sdk.training.partition import load_partition, make_partition, write_partition
+from edge_sdk.training.privacy import PrivateTrainingResult, train_privately
+from edge_sdk.training.privacy_accountant import NoisySteps, epsilon_spent
 from edge_sdk.training.sources import load_dataset, load_digits, load_folder, load_npz
 from edge_sdk.training.trainer import train
 
 __all__ = [
     "Dataset",
+    "NoisySteps",
+    "PrivateTrainingResult",
     "TrainingResult",
     "accuracy",
+    "epsilon_spent",
     "load_dataset",
     "load_digits",
     "load_folder",
@@ -24,5 +29,6 @@ __all__ = [
     "make_partition",
     "train",
     "train_adversarially",
+    "train_privately",
     "write_partition",
 ]

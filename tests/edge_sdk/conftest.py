@@ -43,6 +43,18 @@ def training_program(runtime):
 
 
 @pytest.fixture(scope="session")
+def attack_program(runtime):
+    """A function from a spec and a micro-batch to the checked attack program."""
+    from edge_sdk.export import attack_program as export
+
+    @functools.cache
+    def make(spec, micro_batch):
+        return export(spec, micro_batch=micro_batch)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_training_program(training_program):
     """ConvNet of width 8 at 1x16x16, micro-batch 4."""
     return training_program(convnet(), 4)
