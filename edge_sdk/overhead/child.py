@@ -108,20 +108,19 @@ def _run_over_memory(
 
 def replace_training(training: dict[str, Any], recorder: Recorder) -> None:
     """Let the agent train in another way; everything else of it stays as it is."""
-    from edge_sdk.agent import local_training
+    import edge_sdk.agent.local_training
 
+    module: Any = edge_sdk.agent.local_training
     if training["kind"] == "adversarial":
         from edge_sdk.training import adversarial
 
         recorder.wrap(adversarial.PGD, "__call__", "attack")
-        local_training.train = functools.partial(
-            _with_attack, adversarial.train_adversarially, training
-        )
+        module.train = functools.partial(_with_attack, adversarial.train_adversarially, training)
     elif training["kind"] == "private":
         from edge_sdk.training.secure_random import SecureRandom
 
         recorder.wrap(SecureRandom, "add_normal", "noise")
-        local_training.train = functools.partial(_with_privacy, training)
+        module.train = functools.partial(_with_privacy, training)
 
 
 def _with_privacy(

@@ -165,14 +165,15 @@ def watch_agent(recorder: Recorder) -> None:
 
 def watch_training(recorder: Recorder) -> None:
     """Put the probes into local training: program runs, attacks, optimiser, steps."""
-    from edge_sdk.agent import local_training
+    import edge_sdk.agent.local_training
     from edge_sdk.runtime import Program
     from edge_sdk.training.sgd import SGD
 
-    recorder.before(Program, "execute", lambda: recorder.end("load"))
     recorder.wrap(Program, "execute", "forward_backward", within="attack")
+    recorder.before(Program, "execute", lambda: recorder.end("load"))
     recorder.wrap(SGD, "step", "optimiser")
-    inner = local_training.train
+    module: Any = edge_sdk.agent.local_training
+    inner = module.train
 
     @functools.wraps(inner)
     def train(*args: Any, on_step: Callable[[int, int, float], None], **options: Any) -> Any:
@@ -186,4 +187,4 @@ def watch_training(recorder: Recorder) -> None:
         with recorder.span("training"):
             return inner(*args, on_step=stamped, **options)
 
-    local_training.train = train
+    module.train = train

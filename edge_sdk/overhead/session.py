@@ -318,7 +318,7 @@ class Session:
     def _config(self, directory: Path, budget: Budget) -> Path:
         """Write the agent's configuration for one run."""
         broker = self._broker or BrokerSettings()
-        lines = {
+        lines: dict[str, dict[str, Any]] = {
             "": {
                 "device": DEVICE,
                 "state_directory": str(directory / "state"),

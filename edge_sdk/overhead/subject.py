@@ -1,4 +1,4 @@
-"""What is benchmarked: the programs, the images and the start weights, from where they can be had."""
+"""What is benchmarked: programs, images and start weights, from where they can be had."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _complete(programs: Programs) -> Programs:
 
 @dataclass(frozen=True)
 class Images:
-    """`dataset` has exactly as many examples as the steps need; `source` says where they are from."""
+    """`dataset` has as many examples as the steps need; `source` says where they are from."""
 
     dataset: Dataset
     source: str
