@@ -38,7 +38,8 @@ def train_adversarially(
     (pixels in [0, 1]; 8/255 is usual), `attack_steps` steps of `step_size` along the sign of the
     loss gradient, each projected onto the ball and [0, 1]; then one step of SGD on the result.
     A step costs `attack_steps` runs of the attack program more than `train`'s. The losses are
-    those of the adversarial images. With `epsilon` 0 the result is `train`'s, bit for bit.
+    those of the adversarial images. With `epsilon` 0 the result is `train`'s, bit for bit. Beside
+    a quantized training program the attack itself is not quantized.
     Raises `ConfigError` as `train`, and where the two programs do not belong together.
     """
     if attack_file.kind != "attack":
@@ -91,6 +92,7 @@ class PGD:
     def __call__(self, inputs: Sequence[Float32]) -> None:
         """Move `inputs[0]`, `(micro_batch, H, W, C) float32 in [0, 1]`."""
         images, move = inputs[0], self._outputs[2]
+        taken = inputs[: len(self._program.inputs)]  # the ranges of a quantized program are not
         np.subtract(images, self._epsilon, out=self._low)
         np.maximum(self._low, 0, out=self._low)
         np.add(images, self._epsilon, out=self._high)
@@ -101,7 +103,7 @@ class PGD:
             move -= self._epsilon
             self._go(images, move)
         for _ in range(self._steps):
-            self._program.execute(inputs, self._outputs)
+            self._program.execute(taken, self._outputs)
             np.sign(move, out=move)
             move *= self._step_size
             self._go(images, move)
