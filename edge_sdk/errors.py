@@ -27,6 +27,12 @@ class GradientGateError(EdgeError):
     exit_code = 4
 
 
+class InferenceGateError(EdgeError):
+    """An exported inference program's logits are too far from the network's."""
+
+    exit_code = 4
+
+
 class RuntimeLibraryError(EdgeError):
     """The native library is missing, does not load, or refused a program."""
 

@@ -7,10 +7,15 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge_sdk.errors import ConfigError
-from models import ModelSpec, SpecError
+from edge_sdk.errors import ConfigError, ProtocolError
+from models import ModelSpec, SpecError, layout_of
 from models.spec import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from edge_sdk.training.dataset import Float32
+    from models.layout import Flat
 
 
 def add_parser(
@@ -37,7 +42,21 @@ def add_parser(
         )
     parser.add_argument("--micro-batch", type=int, default=4, help="images a run (default 4)")
     parser.add_argument("--output", type=Path, required=True, help="the file, usually *.tsp")
-    parser.add_argument("--evaluation", action="store_true", help="logits only, no gradients")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--evaluation", action="store_true", help="logits only, no gradients")
+    kinds.add_argument(
+        "--inference", action="store_true", help="logits only, with the weights inside"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model.safetensors, for --inference"
+    )
+    parser.add_argument("--precision", choices=("fp32", "int8"), help="of --inference")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="images that set the int8 ranges: .npz with images and labels, or a proxy set",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -57,6 +76,13 @@ def run(args: argparse.Namespace) -> int:
         )
     except SpecError as error:
         raise ConfigError(str(error)) from error
+    inference = ("weights", "precision", "calibration")
+    if not args.inference and any(getattr(args, name) is not None for name in inference):
+        raise ConfigError("--weights, --precision and --calibration belong to --inference")
+    if args.inference and args.weights is None:
+        raise ConfigError("--inference needs --weights")
+    if (args.precision == "int8") != (args.calibration is not None):
+        raise ConfigError("--precision int8 needs --calibration, and nothing else takes it")
     if not args.output.resolve().parent.is_dir():
         raise ConfigError(f"{args.output}: there is no such folder")
     try:
@@ -65,21 +91,61 @@ def run(args: argparse.Namespace) -> int:
             warnings.simplefilter("ignore", FutureWarning)
             for name in ("torch.utils._pytree", "torchao"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-            from edge_sdk.export.programs import evaluation_program, training_program
+            from edge_sdk.export import evaluation_program, inference_program, training_program
     except ImportError as error:
         raise ConfigError(
             f"exporting needs torch and executorch ({error}); run `pip install 'trajsyn[server]'`"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        if args.evaluation:
+        if args.inference:
+            file = inference_program(
+                spec,
+                _weights(args.weights, spec),
+                batch=args.micro_batch,
+                precision=args.precision or "fp32",
+                calibration=args.calibration and _calibration(args.calibration, spec),
+            )
+        elif args.evaluation:
             file = evaluation_program(spec, batch=args.micro_batch)
         else:
             file = training_program(spec, micro_batch=args.micro_batch)
     file.save(args.output)
-    gate = file.gate
+    gate, seen = file.gate, file.inference
+    agreement = (
+        f", same class on {seen.agreement:.1%} of {seen.checked_images} images" if seen else ""
+    )
     sys.stdout.write(
         f"{args.output}: {args.output.stat().st_size} bytes, largest error "
-        f"{gate.max_relative_error:.1e} ({gate.worst}), tolerance {gate.tolerance:.0e}\n"
+        f"{gate.max_relative_error:.1e} ({gate.worst}), tolerance {gate.tolerance:.0e}"
+        f"{agreement}\n"
     )
     return 0
+
+
+def _weights(path: Path, spec: ModelSpec) -> Flat:
+    """Return the flat weights of a file that the server wrote."""
+    from edge_sdk.protocol.updates import decode_weights
+
+    try:
+        return decode_weights(path.read_bytes(), layout_of(spec))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ProtocolError as error:
+        raise ConfigError(f"{path} does not hold this model's weights: {error}") from error
+
+
+def _calibration(path: Path, spec: ModelSpec) -> Float32:
+    """Return the images of an npz file or of a proxy set."""
+    from safetensors import SafetensorError, safe_open
+
+    from edge_sdk.training.sources import load_npz
+
+    if path.suffix != ".safetensors":
+        return load_npz(path).fit_to(spec).images
+    try:
+        with safe_open(str(path), "numpy") as file:
+            images: Float32 = file.get_tensor("images")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} holds no images: {error}") from error
+    return images

@@ -9,12 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_sdk.export.inference import inference_program
     from edge_sdk.export.programs import attack_program, evaluation_program, training_program
 
-__all__ = ["attack_program", "evaluation_program", "training_program"]
+__all__ = ["attack_program", "evaluation_program", "inference_program", "training_program"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "inference_program":
+        from edge_sdk.export.inference import inference_program
+
+        return inference_program
     if name in __all__:
         from edge_sdk.export import programs
 

@@ -5,7 +5,7 @@ Importing this package loads numpy-level code only.
 
 from edge_sdk.training.adversarial import train_adversarially
 from edge_sdk.training.dataset import Dataset
-from edge_sdk.training.evaluate import accuracy, logits
+from edge_sdk.training.evaluate import accuracy, evaluate, logits
 from edge_sdk.training.loop import TrainingResult
 from edge_sdk.training.partition import load_partition, make_partition, write_partition
 from edge_sdk.training.privacy import PrivateTrainingResult, train_privately
@@ -20,6 +20,7 @@ __all__ = [
     "TrainingResult",
     "accuracy",
     "epsilon_spent",
+    "evaluate",
     "load_dataset",
     "load_digits",
     "load_folder",

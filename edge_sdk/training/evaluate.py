@@ -1,4 +1,4 @@
-"""Logits and accuracy of a weight vector, through an evaluation program."""
+"""Logits and accuracy, of a weight vector or of a program that has its weights inside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.runtime import ProgramFile
+from edge_sdk.runtime.classifier import Classifier
 from edge_sdk.training.dataset import Dataset
 
 Float32 = npt.NDArray[np.float32]
@@ -49,4 +50,14 @@ def accuracy(
     if len(dataset) == 0:
         raise ConfigError("the data set is empty")
     found = logits(file, weights, dataset, threads=threads).argmax(axis=1)
+    return float(np.mean(found == dataset.labels))
+
+
+def evaluate(file: ProgramFile, dataset: Dataset, *, threads: int | None = None) -> float:
+    """Return the accuracy of an inference program; raises `ConfigError` where data do not fit."""
+    if len(dataset) == 0:
+        raise ConfigError("the data set is empty")
+    dataset.require(file.spec)
+    with Classifier(file, threads=threads) as classifier:
+        found = classifier.predict(dataset.images).argmax(axis=1)
     return float(np.mean(found == dataset.labels))
