@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +68,48 @@ class NormalizeBlock(Block):
         return _trajsyn.scale_shift(dy, self.scale, torch.zeros_like(self.shift)), {}
 
 
-class ConvolutionBlock(Block):
-    """Convolution with an odd square kernel, stride 1 and "same" padding.
+class WeightBlock(Block):
+    """A layer that multiplies with a weight: `kernel` is the side of a convolution's, or 0."""
+
+    def __init__(self, name: str, kernel: int, *, bias: bool) -> None:
+        self.name, self.kernel = name, kernel
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if bias else None
+
+    @abstractmethod
+    def sides(self, dy: Tensor) -> tuple[int, int]:
+        """Return the input's height and width, given the result's gradient."""
+
+    def forward(self, x: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Saved]:
+        """Multiply with the weight and add the bias."""
+        bias = values[self.bias] if self.bias else None
+        z, padded, _ = _trajsyn.convolution(x, values[self.weight], bias, self.kernel)
+        return z, padded
+
+    def backward(
+        self, dy: Tensor, saved: Saved, values: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Gradients]:
+        """Correlate with the padded input, and multiply back."""
+        dx, _, _ = _trajsyn.convolution_input_gradient(
+            dy, values[self.weight], self.kernel, *self.sides(dy)
+        )
+        return dx, self.gradients(dy, saved)
+
+    def gradients(self, dy: Tensor, padded: Tensor) -> Gradients:
+        """Return the gradients of weight and bias."""
+        found = {self.weight: _trajsyn.convolution_weight_gradient(padded, dy, self.kernel)}
+        return found | ({self.bias: _trajsyn.bias_gradient(dy)} if self.bias else {})
+
+
+class ConvolutionBlock(WeightBlock):
+    """Convolution of `(B, H, W, C)` with an odd square kernel, stride 1 and "same" padding.
 
     The weight's program form is (ky * kx * input, output). With `bias=False` the layer's bias is
     left out, because there is none or an instance norm behind it cancels it.
     """
 
     def __init__(self, name: str, inputs: int, outputs: int, kernel: int, *, bias: bool) -> None:
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if bias else None
-        self.inputs, self.outputs, self.kernel = inputs, outputs, kernel
+        super().__init__(name, kernel, bias=bias)
+        self.inputs, self.outputs = inputs, outputs
 
     @property
     def forms(self) -> dict[str, Form]:
@@ -86,20 +118,12 @@ class ConvolutionBlock(Block):
         forms = {self.weight: Form(view=(o, i, k, k), axes=(2, 3, 1, 0), shape=(k * k * i, o))}
         return forms | ({self.bias: _vector(o)} if self.bias else {})
 
-    def forward(self, x: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Saved]:
-        """Convolve `(B, H, W, C)`."""
-        bias = values[self.bias] if self.bias else None
-        z, padded, _ = _trajsyn.convolution(x, values[self.weight], bias, self.kernel)
-        return z, padded
-
-    def backward(
-        self, dy: Tensor, saved: Saved, values: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Gradients]:
-        """Correlate with the padded input, and convolve back with the taps reversed."""
-        return _backward(self, dy, saved, values, self.kernel, *dy.shape[1:3])
+    def sides(self, dy: Tensor) -> tuple[int, int]:
+        """Return the result's, which padding keeps."""
+        return dy.shape[1], dy.shape[2]
 
 
-class LinearBlock(Block):
+class LinearBlock(WeightBlock):
     """Flatten and a fully connected layer, `(B, H, W, C)` or `(B, features)` to `(B, outputs)`.
 
     The chain is NHWC while torch flattens NCHW, so the weight's rows are permuted: its program form
@@ -109,44 +133,67 @@ class LinearBlock(Block):
     def __init__(
         self, name: str, chw: tuple[int, int, int], outputs: int, *, bias: bool = True
     ) -> None:
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if bias else None
-        self.chw, self.features, self.outputs = chw, math.prod(chw), outputs
+        super().__init__(name, 0, bias=bias)
+        self.chw, self.outputs = chw, outputs
 
     @property
     def forms(self) -> dict[str, Form]:
         """The weight with its rows in NHWC order, and the bias if there is one."""
-        shape = (self.features, self.outputs)
+        shape = (math.prod(self.chw), self.outputs)
         weight = Form(view=(self.outputs, *self.chw), axes=(2, 3, 1, 0), shape=shape)
         return {self.weight: weight} | ({self.bias: _vector(self.outputs)} if self.bias else {})
 
+    def sides(self, dy: Tensor) -> tuple[int, int]:
+        """Return those of the images that were flattened."""
+        return self.chw[1], self.chw[2]
+
+
+class QuantizedBlock(Block):
+    """A layer with a weight that computes with int8 values (Jacob et al. 2018), in float32.
+
+    The input is rounded to 256 values within `range`, the weight to 255 an output channel, by its
+    largest entry. Gradients pass straight through the rounding, and not through values beyond the
+    range. While `range` is empty (its first number the larger), the input stays as it is. The
+    input's least and largest value in each image are a result, for whoever keeps the range.
+    """
+
+    def __init__(self, layer: WeightBlock) -> None:
+        self.layer, self.range = layer, f"{layer.name}.range"
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """The layer's."""
+        return self.layer.forms
+
     def forward(self, x: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Saved]:
-        """Multiply the flattened images with the weight and add the bias."""
-        bias = values[self.bias] if self.bias else None
-        y, rows, _ = _trajsyn.convolution(x, values[self.weight], bias, 0)
-        return y, rows
+        """Round, then multiply with the weight and add the bias."""
+        layer = self.layer
+        bias = values[layer.bias] if layer.bias else None
+        z, padded, _, observed, steps = _trajsyn.quantized_convolution(
+            x, values[layer.weight], bias, layer.kernel, values[self.range]
+        )
+        return z, (x, padded, observed, steps)
 
     def backward(
         self, dy: Tensor, saved: Saved, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Gradients]:
-        """Outer products summed over the batch; the input's gradient is NHWC again."""
-        return _backward(self, dy, saved, values, 0, *self.chw[1:])
+        """Correlate with the rounded input, and multiply back with the rounded weight."""
+        x, padded, _, steps = saved
+        weight, sides = values[self.layer.weight], self.layer.sides(dy)
+        dx, _, _ = _trajsyn.quantized_convolution_input_gradient(
+            dy, weight, self.layer.kernel, *sides, x, values[self.range], steps
+        )
+        return dx, self.layer.gradients(dy, padded)
+
+    def observed(self, saved: Saved) -> Tensor:
+        """Return the least and largest input of each image, `(B, 2)`."""
+        found: Tensor = saved[2]
+        return found
 
 
-def _backward(
-    block: ConvolutionBlock | LinearBlock,
-    dy: Tensor,
-    padded: Tensor,
-    values: Mapping[str, Tensor],
-    kernel: int,
-    height: int,
-    width: int,
-) -> tuple[Tensor, Gradients]:
-    gradients = {block.weight: _trajsyn.convolution_weight_gradient(padded, dy, kernel)}
-    if block.bias:
-        gradients[block.bias] = _trajsyn.bias_gradient(dy)
-    weight = values[block.weight]
-    dx, _, _ = _trajsyn.convolution_input_gradient(dy, weight, kernel, height, width)
-    return dx, gradients
+def quantized(blocks: Sequence[Block]) -> list[Block]:
+    """Return the chain with simulated int8 in every layer that has a weight."""
+    return [QuantizedBlock(b) if isinstance(b, WeightBlock) else b for b in blocks]
 
 
 @dataclass(frozen=True)

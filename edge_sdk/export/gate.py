@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import cast
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from edge_sdk.errors import GradientGateError
+from edge_sdk.export.rounded_layers import round_layers
 from edge_sdk.runtime import GateResult, Program, ProgramFile
 from models import ModelSpec
 from models.networks import Network, build_model, flat_parameters, load_flat
@@ -26,6 +29,9 @@ IMAGES = "images"  # the name of their gradient among the parameters'
 NEGLIGIBLE = 1e-9
 # float32 cannot tell on which side of zero an activation this small lies.
 KINK = 4e-6
+# Where float32 and float64 fall to different sides of a rounding boundary, an activation differs by
+# a whole step. In noise few do; in large areas of one colour all do together, so noise is the test.
+ROUNDED_TOLERANCE = 1e-2
 # Far enough to leave the initialisation, not so far that the loss, and all gradients, vanish.
 TRAINED_STEPS, STEP_LENGTH = 5, 0.05
 
@@ -40,6 +46,7 @@ class _Case:
     flat: Float32
     images: Float32
     labels: Float32
+    ranges: Sequence[Float32] = ()  # of quantized layers; none: empty ranges
 
 
 def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
@@ -49,14 +56,18 @@ def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
     gradient is zero, the norm of all gradients takes its place. ReLU has no gradient at
     zero: where an error is over the tolerance, the part that activations within `KINK` of zero
     explain is taken off. The same holds for an attack program's gradient of the images, and for
-    an evaluation program's logits.
+    an evaluation program's logits. A quantized program is held to it while its ranges are empty,
+    and to `ROUNDED_TOLERANCE` with the ranges that it observes in noise.
     """
     program = file.load_program()
     try:
         errors: dict[str, float] = {}
-        for case in _cases(file.spec, file.micro_batch):
-            for name, error in _errors(file, program, case, tolerance).items():
+        for index, case in enumerate(_cases(file.spec, file.micro_batch)):
+            found, observed = _errors(file, program, case, tolerance)
+            for name, error in found.items():
                 errors[name] = max(error, errors.get(name, 0.0))
+            if file.ranges and index == 0:
+                _check_rounding(file, program, dataclasses.replace(case, ranges=observed))
         if file.kind != "evaluation":
             errors |= _padding_errors(file, program)
     finally:
@@ -69,6 +80,16 @@ def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
             "the program is refused. Its layer's block computes something else than the layer"
         )
     return dataclasses.replace(file, gate=GateResult(errors[worst], tolerance, worst))
+
+
+def _check_rounding(file: ProgramFile, program: Program, case: _Case) -> None:
+    errors, _ = _errors(file, program, case, ROUNDED_TOLERANCE)
+    worst = max(errors, key=lambda n: np.nan_to_num(errors[n], nan=np.inf))
+    if not errors[worst] <= ROUNDED_TOLERANCE:
+        raise GradientGateError(
+            f"with int8 activations, {worst} is off by {errors[worst]:.1e} of its norm (tolerance "
+            f"{ROUNDED_TOLERANCE:.0e}); the program is refused"
+        )
 
 
 def _cases(spec: ModelSpec, batch: int) -> list[_Case]:
@@ -129,18 +150,26 @@ def _run(file: ProgramFile, program: Program, case: _Case) -> list[Float32]:
     if file.kind != "evaluation":
         inputs.append(case.labels)
     inputs += [w for w, taken in zip(weights, file.is_input, strict=True) if taken]
+    inputs += case.ranges or [np.array([1, -1], np.float32) for _ in file.ranges]
     outputs = [cast(Float32, info.empty()) for info in program.outputs]
     program.execute(inputs, outputs)
     return outputs
 
 
-def _errors(file: ProgramFile, program: Program, case: _Case, tolerance: float) -> dict[str, float]:
+def _errors(
+    file: ProgramFile, program: Program, case: _Case, tolerance: float
+) -> tuple[dict[str, float], list[Float32]]:
+    """Return the errors by name, and the ranges that the program observed."""
     outputs = _run(file, program, case)
+    observed = outputs[len(outputs) - len(file.ranges) :]
+    ranges = [np.array([o[:, 0].min(), o[:, 1].max()], np.float32) for o in observed]
+    outputs = outputs[: len(outputs) - len(file.ranges)]
     model = build_model(file.spec).double()
     load_flat(model, case.flat)
+    round_layers(model, dict(zip_longest(file.ranges, case.ranges)))
     loss, logits, truth = _reference(model, case.images, case.labels)
     if file.kind == "evaluation":
-        return {"logits": _relative(outputs[0], logits, 0.0)}
+        return {"logits": _relative(outputs[0], logits, 0.0)}, []
 
     errors = {
         "loss": _relative(outputs[0], np.array([loss]), 0.0),
@@ -156,7 +185,7 @@ def _errors(file: ProgramFile, program: Program, case: _Case, tolerance: float) 
             if errors[name] > tolerance:
                 explained = _relative(g + (high[name] - low[name]), g, whole)
                 errors[name] = max(errors[name] - explained, 0.0)
-    return errors
+    return errors, ranges
 
 
 def _gradients(file: ProgramFile, outputs: list[Float32]) -> dict[str, Float32]:
@@ -191,5 +220,6 @@ def _padding_errors(file: ProgramFile, program: Program) -> dict[str, float]:
     """Hold a micro-batch of padding alone to a loss and gradients of exactly zero."""
     case = _cases(file.spec, file.micro_batch)[0]
     outputs = _run(file, program, dataclasses.replace(case, labels=np.zeros_like(case.labels)))
+    del outputs[len(outputs) - len(file.ranges) :]  # what it observed
     del outputs[1]  # logits
     return {} if not any(o.any() for o in outputs) else {"padding rows": float("inf")}

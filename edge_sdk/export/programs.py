@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from edge_sdk.export.blocks import Block
+from edge_sdk.export.blocks import quantized as blocks_with_int8
 from edge_sdk.export.chain import blocks_of
 from edge_sdk.export.gate import check
 from edge_sdk.export.lowering import lower
-from edge_sdk.export.steps import AttackStep, Evaluation, TrainingStep
+from edge_sdk.export.steps import AttackStep, Evaluation, TrainingStep, ranges_of
 from edge_sdk.runtime import GateResult, ProgramFile, ProgramParameter
 from edge_sdk.runtime.program_file import Kind
 from models import ModelSpec, layout_of
@@ -25,13 +26,18 @@ _STEPS: Mapping[Kind, Callable[[Sequence[Block], Sequence[str]], nn.Module]] = {
 _UNCHECKED = GateResult(max_relative_error=0.0, tolerance=0.0, worst="")
 
 
-def training_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
-    """Return the program of one training step on `micro_batch` images; takes 5-20 s.
+def training_program(
+    spec: ModelSpec, *, micro_batch: int = 4, quantized: bool = False
+) -> ProgramFile:
+    """Return the program of one training step on `micro_batch` images; takes seconds.
 
+    With `quantized` the step simulates int8 weights and activations (`blocks.QuantizedBlock`).
     Raises `UnsupportedLayerError` for a layer without a block, `GradientGateError` for gradients
     that differ from float64 autograd, `RuntimeLibraryError` where the runtime is not built.
     """
-    return check(export("training", spec, blocks_of(build_model(spec)), micro_batch))
+    blocks = blocks_of(build_model(spec))
+    chain = blocks_with_int8(blocks) if quantized else blocks
+    return check(export("training", spec, chain, micro_batch))
 
 
 def attack_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
@@ -57,7 +63,15 @@ def export(kind: Kind, spec: ModelSpec, blocks: Sequence[Block], batch: int) -> 
     images = torch.zeros(batch, spec.image_size, spec.image_size, spec.channels)
     rows = (torch.zeros(batch, spec.classes),) if kind != "evaluation" else ()
     step = _STEPS[kind](blocks, [p.name for p in taken])
-    pte = lower(step, (images, *rows, *(torch.zeros(p.program_shape) for p in taken)))
+    ranges = ranges_of(blocks)
+    inputs = [*(p.program_shape for p in taken), *((2,) for _ in ranges)]
+    pte = lower(step, (images, *rows, *(torch.zeros(shape) for shape in inputs)))
     return ProgramFile(
-        kind=kind, spec=spec, micro_batch=batch, gate=_UNCHECKED, parameters=parameters, pte=pte
+        kind=kind,
+        spec=spec,
+        micro_batch=batch,
+        gate=_UNCHECKED,
+        parameters=parameters,
+        ranges=tuple(ranges),
+        pte=pte,
     )

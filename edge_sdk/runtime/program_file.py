@@ -100,6 +100,10 @@ class ProgramFile:
     evaluation program takes images and parameters and gives the logits. An inference program, the
     only kind with `inference`, has its weights inside: it takes images alone and gives the logits.
     All arrays are float32.
+
+    A training program with `ranges` simulates int8: behind the parameters it takes the least and
+    the largest input `(2,)` of each layer that it names, and behind the gradients it gives those
+    that it saw in each image, `(micro_batch, 2)`. An empty range, `(1, -1)`, rounds nothing.
     """
 
     kind: Kind
@@ -108,6 +112,7 @@ class ProgramFile:
     gate: GateResult
     parameters: tuple[ProgramParameter, ...]
     pte: bytes
+    ranges: tuple[str, ...] = ()
     inference: InferenceResult | None = None
 
     @cached_property
@@ -180,6 +185,7 @@ class ProgramFile:
             gate=self.gate,
             parameters=self.parameters,
             sha256=hashlib.sha256(self.pte).hexdigest(),
+            ranges=self.ranges,
             inference=self.inference,
         )
         text = json.dumps(dataclasses.asdict(description), sort_keys=True)
@@ -212,6 +218,7 @@ class ProgramFile:
             gate=description.gate,
             parameters=description.parameters,
             pte=pte,
+            ranges=description.ranges,
             inference=description.inference,
         )
         result._check(description)
@@ -248,6 +255,8 @@ class ProgramFile:
         for p in self.parameters:
             if p.form and math.prod(p.form.view) != math.prod(p.shape):
                 raise ProtocolError(f"{p.name}: {p.form.view} is no view of {p.shape}")
+        if self.ranges and (self.kind != "training" or len(set(self.ranges)) < len(self.ranges)):
+            raise ProtocolError(f"ranges do not fit a program of kind {self.kind}")
         is_inference = self.kind == "inference"
         if is_inference != (self.inference is not None) or (is_inference and any(self.is_input)):
             raise ProtocolError(f"the description does not fit a program of kind {self.kind}")
@@ -257,7 +266,9 @@ class ProgramFile:
         rows = (self.micro_batch, self.spec.classes)
         taken = [p.form.shape for p in self.parameters if p.form]
         if self.kind == "training":
-            return [images, rows, *taken], [(1,), rows, *taken]
+            ranges = [(2,) for _ in self.ranges]
+            observed = [(self.micro_batch, 2) for _ in self.ranges]
+            return [images, rows, *taken, *ranges], [(1,), rows, *taken, *observed]
         if self.kind == "attack":
             return [images, rows, *taken], [(1,), rows, images]
         return [images, *taken], [rows]
@@ -276,6 +287,7 @@ class _Description:
     gate: GateResult
     parameters: tuple[ProgramParameter, ...]
     sha256: str
+    ranges: tuple[str, ...] = ()
     inference: InferenceResult | None = None
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edge_sdk.runtime import Program, ProgramFile
 from edge_sdk.runtime.buffers import aligned_views
 from edge_sdk.training.dataset import Dataset, Int64
+from edge_sdk.training.ranges import Ranges
 
 Float32 = npt.NDArray[np.float32]
 Perturb = Callable[[Sequence[Float32]], None]
@@ -45,9 +46,15 @@ class Gradients:
         self._images, self._rows = (cast(Float32, i.empty()) for i in program.inputs[:2])
         self._loss, logits = (cast(Float32, o.empty()) for o in program.outputs[:2])
         used = [i for i, is_input in enumerate(file.is_input) if is_input]
+        self._ranges = Ranges(len(file.ranges))
+        self._observed = [
+            cast(Float32, o.empty())
+            for o in program.outputs[len(program.outputs) - len(file.ranges) :]
+        ]
         self._inputs = [self._images, self._rows, *(weights[i] for i in used)]
-        self._into_sums = [self._loss, logits, *(self.sums[i] for i in used)]
-        self._into_part = [self._loss, logits, *(parts[i] for i in used)]
+        self._inputs += self._ranges.arrays
+        self._into_sums = [self._loss, logits, *(self.sums[i] for i in used), *self._observed]
+        self._into_part = [self._loss, logits, *(parts[i] for i in used), *self._observed]
 
     def accumulate(self, batch: Int64) -> float:
         """Write the gradients of the summed loss to `sums` and return that loss.
@@ -70,6 +77,7 @@ class Gradients:
         if self._perturb is not None:
             self._perturb(self._inputs)
         self._program.execute(self._inputs, outputs)
+        self._ranges.update(self._observed, len(indices))
         return float(self._loss[0])
 
     def _fill(self, indices: Int64) -> None:

@@ -34,6 +34,12 @@ struct Activation {
   int pooled_width() const { return pool == kNoPool ? width : width / pool_size; }
 };
 
+// 256 equally spaced activations, zero among them: value = (integer - zero_point) * step.
+struct Grid {
+  float step, inverse_step, zero_point;
+  bool is_empty;  // nothing is known of the values yet, and nothing is rounded
+};
+
 constexpr int kChunk = 64;      // channels that an activation task takes at once
 constexpr int kMaxKernel = 15;  // bounds the table of a convolution's taps
 
@@ -62,6 +68,13 @@ struct Kernels {
   // The weight's gradient in the rows of one tap and the columns of one panel, summed over images.
   void (*weight_gradient)(const Convolution& shape, int images, const float* padded,
                           const float* gradient, int tap, int panel, int width, float* result);
+
+  // Values rounded to the grid; lowers `low` and raises `high` to the values' own.
+  void (*round_to)(const Grid& grid, const float* values, ptrdiff_t count, float* rounded,
+                   float* low, float* high);
+
+  // Sets gradients to zero where the value lies beyond the grid.
+  void (*pass_inside)(const Grid& grid, const float* values, ptrdiff_t count, float* gradients);
 
   // One image, channels [first, first + count): y from z, and the mean and inverse deviation.
   void (*activate)(const Activation& shape, const float* z, int first, int count, float* y,

@@ -35,11 +35,14 @@ int panel_width(int outputs) {
   return kLanes * vectors;
 }
 
+// The nearest integer, ties to even, of a magnitude below 2^22; the compiler may not reassociate.
+constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23
+
 inline float rounded(float weight, float step) {
-  float q = __builtin_rintf(weight * (1 / step));
+  float q = weight * (1 / step);
   q = q < -127 ? -127 : q;
   q = q > 127 ? 127 : q;
-  return q * step;
+  return ((q + kToInteger) - kToInteger) * step;
 }
 
 void pack(const float* weight, int rows, int outputs, int panel, int width,
@@ -61,12 +64,21 @@ void pack(const float* weight, int rows, int outputs, int panel, int width,
 typedef float Four __attribute__((vector_size(16)));
 typedef float FourUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
 
-// Writes the transpose of four rows of four floats.
-inline void transpose_four(const float* from, ptrdiff_t from_row, float* to, ptrdiff_t to_row) {
-  const Four a = *reinterpret_cast<const FourUnaligned*>(from);
-  const Four b = *reinterpret_cast<const FourUnaligned*>(from + from_row);
-  const Four c = *reinterpret_cast<const FourUnaligned*>(from + 2 * from_row);
-  const Four d = *reinterpret_cast<const FourUnaligned*>(from + 3 * from_row);
+// Four weights, rounded where their columns' steps are given.
+inline Four four_weights(const float* from, const float* steps) {
+  Four values = *reinterpret_cast<const FourUnaligned*>(from);
+  if (steps == nullptr) return values;
+  for (int i = 0; i < 4; ++i) values[i] = rounded(values[i], steps[i]);
+  return values;
+}
+
+// Writes the transpose of four rows of four weights.
+inline void transpose_four(const float* from, ptrdiff_t from_row, const float* steps, float* to,
+                           ptrdiff_t to_row) {
+  const Four a = four_weights(from, steps);
+  const Four b = four_weights(from + from_row, steps);
+  const Four c = four_weights(from + 2 * from_row, steps);
+  const Four d = four_weights(from + 3 * from_row, steps);
   typedef int Order __attribute__((vector_size(16)));
   const Four ab_low = __builtin_shuffle(a, b, Order{0, 4, 1, 5});
   const Four ab_high = __builtin_shuffle(a, b, Order{2, 6, 3, 7});
@@ -86,7 +98,7 @@ void pack_transposed(const float* weight, const Convolution& shape, int panel, i
   const int first = panel * width;
   const int count = least(width, shape.inputs - first);
   const int outputs = shape.outputs;
-  const int blocks = steps == nullptr ? count / 4 * 4 : 0, columns = outputs / 4 * 4;
+  const int blocks = count / 4 * 4, columns = outputs / 4 * 4;
   for (int tap = 0; tap < shape.taps(); ++tap) {
     const ptrdiff_t row = static_cast<ptrdiff_t>(shape.taps() - 1 - tap) * shape.inputs + first;
     const float* from = weight + row * outputs;
@@ -94,7 +106,7 @@ void pack_transposed(const float* weight, const Convolution& shape, int panel, i
     for (int o = 0; o < columns; o += 4) {
       for (int i = 0; i < blocks; i += 4) {
         transpose_four(from + static_cast<ptrdiff_t>(i) * outputs + o, outputs,
-                       to + static_cast<ptrdiff_t>(o) * width + i, width);
+                       steps == nullptr ? nullptr : steps + o, to + static_cast<ptrdiff_t>(o) * width + i, width);
       }
     }
     for (int o = 0; o < outputs; ++o) {
@@ -105,6 +117,39 @@ void pack_transposed(const float* weight, const Convolution& shape, int panel, i
       }
       for (int i = count; i < width; ++i) line[i] = 0;
     }
+  }
+}
+
+void round_to(const Grid& grid, const float* values, ptrdiff_t count, float* rounded, float* low,
+              float* high) {
+  float lowest[kLanes], highest[kLanes];
+  for (int i = 0; i < kLanes; ++i) lowest[i] = *low, highest[i] = *high;
+  const float floor = grid.is_empty ? -__builtin_inff() : -128;
+  const float ceiling = grid.is_empty ? __builtin_inff() : 127;
+  for (ptrdiff_t at = 0; at < count; at += kLanes) {
+    const int lanes = count - at < kLanes ? static_cast<int>(count - at) : kLanes;
+    for (int i = 0; i < lanes; ++i) {
+      const float value = values[at + i];
+      lowest[i] = value < lowest[i] ? value : lowest[i];
+      highest[i] = value > highest[i] ? value : highest[i];
+      float q = value * grid.inverse_step + grid.zero_point;
+      q = q < floor ? floor : q;  // NaN passes
+      q = q > ceiling ? ceiling : q;
+      const float nearest = ((q + kToInteger) - kToInteger - grid.zero_point) * grid.step;
+      rounded[at + i] = grid.is_empty ? value : nearest;
+    }
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    *low = lowest[i] < *low ? lowest[i] : *low;
+    *high = highest[i] > *high ? highest[i] : *high;
+  }
+}
+
+void pass_inside(const Grid& grid, const float* values, ptrdiff_t count, float* gradients) {
+  if (grid.is_empty) return;
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const float q = values[i] * grid.inverse_step + grid.zero_point;
+    gradients[i] = q >= -128.5f && q < 127.5f ? gradients[i] : 0;
   }
 }
 
@@ -532,7 +577,7 @@ void activate_backward(const Activation& shape, const float* dy, const float* z_
 }  // namespace
 
 extern const Kernels TABLE;
-const Kernels TABLE = {NAME,     panel_width,     pack,     pack_transposed,
-                       convolve, weight_gradient, activate, activate_backward};
+const Kernels TABLE = {NAME,     panel_width, pack,     pack_transposed,  convolve, weight_gradient,
+                       round_to, pass_inside, activate, activate_backward};
 
 }  // namespace trajsyn

@@ -152,23 +152,13 @@ void check_kernel(Call& call, int kernel) {
   call.require(kernel >= 0 && kernel <= kMaxKernel && (kernel == 0 || kernel % 2 == 1));
 }
 
-// 256 equally spaced activations, zero among them: value = (integer - zero_point) * step.
-struct Grid {
-  float step, inverse_step, zero_point;
-};
-
 Grid activation_grid(const float* range) {
+  if (range[0] > range[1]) return {1, 1, 0, true};
   const float low = std::min(range[0], 0.0f), high = std::max(range[1], 0.0f);
   float step = (high - low) / 255;
   if (!(step > 0) || !std::isfinite(step)) step = 1;
   const float zero_point = std::min(127.0f, std::max(-128.0f, -128 - std::rint(low / step)));
-  return {step, 1 / step, zero_point};
-}
-
-// The integer before clamping, which tells whether the straight-through gradient passes.
-bool is_inside(float value, const Grid& grid) {
-  const float q = std::rint(value * grid.inverse_step) + grid.zero_point;
-  return q >= -128 && q <= 127;
+  return {step, 1 / step, zero_point, false};
 }
 
 // Copies one image into a frame of zeros; with a grid, rounds it and notes its least and largest.
@@ -186,15 +176,7 @@ void pad(const Convolution& shape, int channels, const float* image, const Grid*
     if (grid == nullptr) {
       std::memcpy(to + edge, from, inner * sizeof(float));
     } else {
-      for (size_t i = 0; i < inner; ++i) {
-        const float value = from[i];
-        low = value < low ? value : low;
-        high = value > high ? value : high;
-        float q = std::rint(value * grid->inverse_step) + grid->zero_point;
-        q = q < -128 ? -128 : q;  // NaN passes
-        q = q > 127 ? 127 : q;
-        to[edge + i] = (q - grid->zero_point) * grid->step;
-      }
+      kernels().round_to(*grid, from, ptrdiff_t(inner), to + edge, &low, &high);
     }
     std::fill(to + edge + inner, to + line, 0.0f);
   }
@@ -381,12 +363,10 @@ void convolution_input_gradient(KernelRuntimeContext& context, Span<EValue*> arg
   convolve_all(back, padded.data, packed.data, int(back_rows), panel, nullptr, dx.data);
   if (!kQuantized) return;
   const Grid grid = activation_grid(range.data);
-  const int64_t part = (dx.elements + 63) / 64;
-  parallel(64, [&](size_t task) {
-    const int64_t end = std::min(dx.elements, int64_t(task + 1) * part);
-    for (int64_t i = int64_t(task) * part; i < end; ++i) {
-      dx.data[i] = is_inside(x.data[i], grid) ? dx.data[i] : 0;
-    }
+  constexpr int64_t kPart = 1 << 14;
+  parallel(size_t((dx.elements + kPart - 1) / kPart), [&](size_t task) {
+    const int64_t begin = int64_t(task) * kPart, count = std::min(kPart, dx.elements - begin);
+    isa.pass_inside(grid, x.data + begin, count, dx.data + begin);
   });
 }
 
