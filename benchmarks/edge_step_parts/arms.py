@@ -24,7 +24,7 @@ from edge_step_parts.processes import answer, peak_rss_mb
 from models import ModelSpec, layout_of
 
 WARM_UP_STEPS = 3
-LEARNING_RATE, MOMENTUM, SEED = 0.01, 0.9, 0
+LEARNING_RATE, MOMENTUM, SEED = 0.001, 0.9, 0  # low: losses must stay comparable for long
 # A step of this length, a power of two, leaves nothing of the old weights but rounding: the
 # gradient that any arm really used is (start - end) / GIANT, to float32's precision.
 GIANT = 2.0**24
@@ -34,9 +34,10 @@ Train = Callable[[int, float, float, OnStep], Any]  # steps, learning rate, mome
 
 
 class Watch:
-    """Takes time, loss, page faults and the heap's size after every step."""
+    """Takes time, loss and page faults after every step, the heap's size and peak memory twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self.stamps: list[float] = []
         self.losses: list[float] = []
         self._faults: list[int] = []
@@ -44,20 +45,16 @@ class Watch:
         self._peak_mb: list[float] = []
 
     def __call__(self, step: int, loss: float) -> None:
-        """Note the end of a step; reading the peak is not part of any step's time."""
+        """Note the end of a step; memory after the warm-up and before the program is closed."""
         self.stamps.append(time.perf_counter())
         self.losses.append(loss)
         self._faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        if step == WARM_UP_STEPS:
-            self._note_memory()
-
-    def _note_memory(self) -> None:
-        self._heap.append(heap_bytes())
-        self._peak_mb.append(peak_rss_mb())
+        if step in (WARM_UP_STEPS, self._steps):
+            self._heap.append(heap_bytes())
+            self._peak_mb.append(peak_rss_mb())
 
     def result(self) -> dict[str, Any]:
         """Return the milliseconds of every step after the warm-up, and what grew meanwhile."""
-        self._note_memory()
         times = [1e3 * (b - a) for a, b in itertools.pairwise(self.stamps)][WARM_UP_STEPS:]
         faults = [b - a for a, b in itertools.pairwise(self._faults)][WARM_UP_STEPS:]
         return {
@@ -160,7 +157,7 @@ def gradient(train: Train, start: Any) -> Any:
 
 
 def gradient_errors(found: Any, truth: Any, spec: ModelSpec) -> dict[str, Any]:
-    """Return the norm of the difference over the truth's: of all, and of the worst parameter.
+    """Return the norm of the difference over the truth's: of all, and of single parameters.
 
     Where the true gradient is zero (under 1e-9 of the whole norm), the whole norm takes its place.
     """
@@ -173,6 +170,7 @@ def gradient_errors(found: Any, truth: Any, spec: ModelSpec) -> dict[str, Any]:
     worst = max(errors, key=lambda name: errors[name])
     return {
         "gradient_error": float(np.linalg.norm(found - truth)) / whole,
+        "gradient_error_median": float(np.median(list(errors.values()))),
         "gradient_error_worst": errors[worst],
         "gradient_error_worst_of": worst,
     }
@@ -205,7 +203,7 @@ def main() -> None:
         train = program_trainer(request["program"], start, options)
     else:
         train = torch_trainer(spec, start, options, compiled=kind == "compile")
-    watch = Watch()
+    watch = Watch(options["steps"])
     train(options["steps"], LEARNING_RATE, MOMENTUM, watch)
     result = watch.result() | {"own_peak_rss_mb": peak_rss_mb()}
     if request.get("truth"):

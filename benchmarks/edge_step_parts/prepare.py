@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from edge_step_parts.processes import answer
 from models import ModelSpec
 
 # Rows, inner size and columns: what the ConvNet's layers are made of, and squarer ones.
-PRODUCTS = ((1024, 1152, 128), (4096, 1152, 128), (1024, 1024, 1024), (256, 2048, 2048))
+PRODUCTS = ((256, 1152, 128), (1024, 1152, 128), (4096, 1152, 128), (1024, 1024, 1024))
 
 
 def programs(spec: ModelSpec, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -68,36 +69,57 @@ def reference(spec: ModelSpec, folder: Path, request: dict[str, Any]) -> dict[st
 
 
 def products(folder: Path) -> dict[str, Any]:
-    """Export matrix products for XNNPACK, with fixed and with changing right-hand sides."""
+    """Export matrix products: for XNNPACK with fixed and with changing factors, and our kernels.
+
+    A 3x3 convolution is a product too: a row a pixel, an inner size of 9 times its channels.
+    """
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    class Changing(torch.nn.Module):
+    from edge_sdk.export import operators  # noqa: F401 - declares torch.ops.trajsyn
+    from edge_sdk.export.lowering import lower
+
+    class Product(torch.nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return torch.bmm(a, b)
 
+    class Native(torch.nn.Module):
+        def __init__(self, kernel: int) -> None:
+            super().__init__()
+            self.kernel = kernel
+
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = torch.ops.trajsyn.convolution(x, weight, None, self.kernel)[0]
+            return result
+
     plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-    names = []
+    zeros, found = torch.zeros, {}
     for rows, inner, columns in PRODUCTS:
-        cases = {
-            "fixed": (torch.nn.Linear(inner, columns, bias=False), (torch.zeros(rows, inner),)),
-            "changing": (
-                Changing(),
-                (torch.zeros(1, rows, inner), torch.zeros(1, inner, columns)),
-            ),
+        b = zeros(inner, columns)
+        cases: dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = {
+            "xnnpack-fixed": (torch.nn.Linear(inner, columns, bias=False), (zeros(rows, inner),)),
+            "xnnpack-changing": (Product(), (zeros(1, rows, inner), b[None])),
+            "native": (Native(0), (zeros(rows, inner), b)),
         }
-        for kind, (module, inputs) in cases.items():
-            names.append(f"product-{kind}-{rows}x{inner}x{columns}.pte")
-            if (folder / names[-1]).exists():
-                continue
-            with torch.no_grad():
-                exported = torch.export.export(module, inputs)
-                edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-            lowered = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
-            (folder / names[-1]).write_bytes(lowered.buffer)
-    return {"names": names}
+        if inner % 9 == 0:
+            side = math.isqrt(rows)
+            cases["native-3x3"] = (Native(3), (zeros(1, side, side, inner // 9), b))
+        for kind, case in cases.items():
+            found[f"product-{kind}-{rows}x{inner}x{columns}.pte"] = case
+    for name, (module, inputs) in found.items():
+        if (folder / name).exists():
+            continue
+        if "native" in name:
+            (folder / name).write_bytes(lower(module, inputs))
+            continue
+        with torch.no_grad():
+            exported = torch.export.export(module, inputs)
+            edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        lowered = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
+        (folder / name).write_bytes(lowered.buffer)
+    return {"names": list(found)}
 
 
 def main() -> None:
