@@ -67,6 +67,11 @@ def train_privately(
             f"the program takes {file.micro_batch} images at once; gradients of single images need "
             "one exported with a micro-batch of 1"
         )
+    if file.ranges:
+        raise ConfigError(
+            "the ranges of a quantized program follow all images without noise, and every gradient "
+            "follows the ranges; private training needs a program that is not quantized"
+        )
     if not 0 < clip_norm < math.inf:
         raise ConfigError(f"the clipping norm is {clip_norm}; it must be above 0")
     expected = min(options["batch_size"], len(dataset))

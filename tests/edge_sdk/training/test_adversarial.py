@@ -184,3 +184,19 @@ def test_what_cannot_attack_is_refused(
             run(attack_file, start, small_dataset, **OPTIONS, **ATTACK | wrong)
     with pytest.raises(ConfigError, match="attack program cannot train"):
         train(attack_file, start, small_dataset, **OPTIONS)
+
+
+def test_a_quantized_program_is_attacked_through_its_exact_twin(
+    runtime, attack_program, small_dataset
+):
+    from edge_sdk.export import training_program as export
+
+    dataset = small_dataset.subset(np.arange(12))
+    dataset = type(dataset)(dataset.images[:, :, ::2, ::2].copy(), dataset.labels, 10)
+    file = export(TINY, micro_batch=4, quantized=True)
+    start = flat_parameters(build_model(TINY, seed=0))
+    options = OPTIONS | dict(batch_size=4, epochs=2)
+    run = functools.partial(train_adversarially, file, attack_program(TINY, 4), start, dataset)
+    plain = train(file, start, dataset, **options)
+    assert run(**options, **ATTACK | dict(epsilon=0.0)).weights.tobytes() == plain.weights.tobytes()
+    assert run(**options, **ATTACK).loss_first_epoch > plain.loss_first_epoch

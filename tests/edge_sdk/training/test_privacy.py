@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -206,6 +207,8 @@ def test_what_gives_no_privacy_is_refused(
         run(small_training_program, **PRIVACY)
     with pytest.raises(ConfigError, match="evaluation program cannot train"):
         run(small_evaluation_program, **PRIVACY)
+    with pytest.raises(ConfigError, match="not quantized"):
+        run(dataclasses.replace(file, ranges=("features.conv0",)), **PRIVACY)
     for wrong, text in (
         ({"clip_norm": 0.0}, "clipping norm is 0.0"),
         ({"clip_norm": math.nan}, "clipping norm is nan"),
