@@ -26,7 +26,7 @@ exit codes:
 """
 
 
-COMMANDS = ("init", "agent", "status", "predict", "export")
+COMMANDS = ("init", "agent", "status", "predict", "export", "bench")
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:

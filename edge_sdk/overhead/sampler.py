@@ -79,6 +79,7 @@ class Sampler:
         self._samples: list[tuple[float, float]] = []
         self._heat: list[tuple[float, float]] = []
         self._mhz: list[tuple[float, float]] = []
+        self._throttled: list[tuple[float, frozenset[str]]] = []
         self.failures = 0
         self.cpu_s = 0.0
         self._stop = threading.Event()
@@ -145,15 +146,17 @@ class Sampler:
             return absent("MHz", f"no sample within {HEAT_INTERVAL_S:.0f} s")
         return measured(near[len(near) // 2], "MHz", "cpufreq scaling_cur_freq, fastest core")
 
-    def throttling(self) -> Value:
-        """Return what throttled the processor since the start; "none" if nothing was seen."""
+    def throttling(self, start_s: float, end_s: float) -> Value:
+        """Return what throttled the processor in a stretch; "none" if nothing was seen."""
         if self._throttle is None:
             return absent(
                 "text",
                 self.no_throttle,
                 "Raspberry Pi: install vcgencmd; virtual machines do not show it",
             )
-        return measured(", ".join(self._throttle.seen) or "none", "text", self._throttle.source)
+        near = [e for t, e in self._throttled if start_s <= t <= end_s + HEAT_INTERVAL_S]
+        seen = sorted(frozenset[str]().union(*near))
+        return measured(", ".join(seen) or "none", "text", self._throttle.source)
 
     def _work(self) -> None:
         heat_due_s = 0.0
@@ -186,6 +189,6 @@ class Sampler:
             if self._clocks:
                 self._mhz.append((now_s, read_clock_mhz(self._clocks)))
             if self._throttle is not None:
-                self._throttle.look()
+                self._throttled.append((now_s, self._throttle.look()))
         except SensorError:
             self.failures += 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.agent.config import LoadedConfig
 from edge_sdk.errors import ReleaseError
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.overhead.conversation import DEVICE, converse
@@ -31,6 +32,7 @@ from edge_sdk.protocol.messages import (
 from edge_sdk.protocol.signing import create_key
 from edge_sdk.protocol.tensors import pack
 from edge_sdk.protocol.updates import encode_weights
+from models import ModelSpec
 
 Float32 = npt.NDArray[np.float32]
 
@@ -133,6 +135,7 @@ class InstalledRelease:
     precision: str
     max_abs_diff: float
     name: str
+    spec: ModelSpec
 
 
 class Session:
@@ -345,7 +348,7 @@ class Session:
 
 
 def _model(
-    spec: Any, weights: Float32, installed: InstalledRelease | None
+    spec: ModelSpec, weights: Float32, installed: InstalledRelease | None
 ) -> tuple[str, bytes, bytes]:
     """Return where the inference model is from, its bytes and its reference file."""
     if installed is not None:
@@ -372,13 +375,14 @@ def _run_onnx(data: bytes, images: Float32) -> Float32:
     return np.asarray(logits, np.float32)
 
 
-def installed_release(config: Any) -> InstalledRelease | None:
+def installed_release(config: LoadedConfig) -> InstalledRelease | None:
     """Return the release that runs on this device, None if there is none; `ReleaseError` if bad."""
     from edge_sdk.inference import InstalledModel, active_slot
 
     if active_slot(config) is None:
         return None
-    slot = InstalledModel.open(config).slot
+    installed = InstalledModel.open(config)
+    slot = installed.slot
     model = slot.model_path.read_bytes()
     if hashlib.sha256(model).hexdigest() != slot.model_blob.sha256:
         raise ReleaseError(f"{slot.model_path} changed while it was read")
@@ -388,4 +392,5 @@ def installed_release(config: Any) -> InstalledRelease | None:
         precision=slot.precision,
         max_abs_diff=slot.max_abs_diff,
         name=f"{slot.release.name} version {slot.release.version}",
+        spec=installed.spec,
     )

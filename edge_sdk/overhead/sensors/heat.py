@@ -70,7 +70,7 @@ def read_clock_mhz(files: list[Path]) -> float:
 
 
 class Throttle:
-    """Which limits slowed the processor down since this was made.
+    """Which limits slow the processor down.
 
     Raspberry Pi: the firmware's flags. Intel: the kernel's counters of thermal events. Elsewhere:
     cooling devices of the processor that are not at rest when asked. Raises `SensorError` where
@@ -103,25 +103,20 @@ class Throttle:
         if self._flags_before is None and not self._counters and not self._cooling:
             raise SensorError("no throttling flags, counters or cooling devices")
         self._before = self._sum()
-        self._seen: set[str] = set()
 
     def _sum(self) -> int:
         return sum(read_integer(p) for p in self._counters)
 
-    def look(self) -> None:
-        """Note what acts now; call now and then."""
+    def look(self) -> frozenset[str]:
+        """Return what has acted since the last look, as far as can be told; call now and then."""
         if self._flags_before is not None:
             flags = read_throttling(self._run)
-            # A flag since boot that was there before may have come again: only `now` tells that.
-            self._seen |= set(flags.now) | (set(flags.since_boot) - self._flags_before)
-        elif self._counters:
-            events = self._sum() - self._before
-            if events:
-                self._seen = {f"{events} thermal events"}
-        elif any(read_integer(p) > 0 for p in self._cooling):
-            self._seen.add("the processor's clock is capped by a cooling device")
-
-    @property
-    def seen(self) -> tuple[str, ...]:
-        """What was noted so far; empty means that nothing was seen."""
-        return tuple(sorted(self._seen))
+            # A flag since boot that was known may have come again: only `now` tells that.
+            events = frozenset(flags.now) | (frozenset(flags.since_boot) - self._flags_before)
+            self._flags_before |= events
+            return events
+        if self._counters:
+            before, self._before = self._before, self._sum()
+            return frozenset({"thermal events"} if self._before > before else ())
+        capped = any(read_integer(p) > 0 for p in self._cooling)
+        return frozenset({"clock capped by a cooling device"} if capped else ())

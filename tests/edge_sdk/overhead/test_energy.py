@@ -81,7 +81,7 @@ def test_the_sampler_watches_a_sensor_in_the_background(sysfs):
     assert energy.joules == pytest.approx(4.984 * 1.204 * (end - start), rel=1e-6)
     assert sampler.power_name == "Jetson INA3221"
     assert sampler.temperature(start, end).value == pytest.approx(48.531)
-    assert sampler.throttling().value == "none"
+    assert sampler.throttling(start, end).value == "none"
     assert sampler.cpu_s < 0.2 * (end - start)
 
 
