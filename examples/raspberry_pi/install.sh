@@ -1,7 +1,7 @@
 #!/bin/bash
 # Install the TrajSyn agent on this device, or update it. Run as root; running it again is safe.
 #
-#   sudo ./install.sh trajsyn-0.1.0-py3-none-linux_aarch64.whl
+#   sudo ./install.sh trajsyn-0.1.0-py3-none-manylinux_2_27_aarch64.whl
 #
 # Makes: the user `trajsyn`, /opt/trajsyn/venv, /var/lib/trajsyn, and the systemd unit
 # (not started before the device has its device.toml). Only pip uses the network; with a folder of
@@ -17,13 +17,13 @@ UNIT=trajsyn-agent.service
 say() { echo "install.sh: $*"; }
 fail() { echo "install.sh: $*" >&2; exit 2; }
 
-[[ $# -eq 1 && -f ${1:-} ]] || fail "name the wheel: sudo $0 trajsyn-VERSION-py3-none-linux_aarch64.whl"
+[[ $# -eq 1 && -f ${1:-} ]] || fail "name the wheel: sudo $0 trajsyn-VERSION-py3-none-manylinux_2_27_aarch64.whl"
 WHEEL="$(realpath "$1")"
 [[ "$WHEEL" == *.whl ]] || fail "$1 is no wheel"
 [[ $EUID -eq 0 ]] || fail "run it as root: sudo $0 $1"
-PYTHON="$(command -v python3)" || fail "python3 is missing: apt install python3 python3-venv"
+PYTHON="$(command -v "${PYTHON:-python3}")" || fail "python3 is missing: apt install python3 python3-venv"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-    || fail "Python 3.11 or newer is needed (Debian 12 has it); this is $("$PYTHON" --version)"
+    || fail "Python 3.11 or newer is needed (Debian 12 has it); this is $("$PYTHON" --version); PYTHON= names another"
 [[ "$(uname -m)" == x86_64 || "$(getconf LONG_BIT)" == 64 ]] \
     || fail "a 64-bit system is needed; flash the 64-bit image of Raspberry Pi OS"
 
