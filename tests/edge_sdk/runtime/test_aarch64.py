@@ -25,8 +25,8 @@ CACHE = ROOT / "build"
 SCRIPT = Path(__file__).parent / "train_steps.py"
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 COMPILER = os.environ.get("CXX") or shutil.which("aarch64-linux-gnu-g++")
-# Raspberry Pi 4 (no dot-product instructions) and 5.
-PROCESSORS = ("cortex-a72", "cortex-a76")
+# Raspberry Pi 3 and Zero 2 W, 4, and 5: only the last has dot-product instructions.
+PROCESSORS = ("cortex-a53", "cortex-a72", "cortex-a76")
 DOT_PRODUCT_KERNELS = list((ROOT / "edge_sdk/runtime/native").glob("*_neon_dotprod.cpp"))
 
 pytestmark = [
