@@ -12,17 +12,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from models.spec import ModelSpec
+from models.spec import ModelSpec, layer_parameters
 
 Flat = npt.NDArray[np.float32]
-
-ALEXNET_CONVOLUTIONS = (  # (output channels, kernel side), Cazenavette et al. 2022, networks file
-    (128, 5),
-    (192, 5),
-    (256, 3),
-    (192, 3),
-    (192, 3),
-)
 
 
 @dataclass(frozen=True)
@@ -91,22 +83,8 @@ class ParameterLayout:
 def layout_of(spec: ModelSpec) -> ParameterLayout:
     """Return the layout of `spec`'s network, equal to torch's `named_parameters()` order."""
     parameters: list[Parameter] = []
-
-    def layer(name: str, *weight: int) -> None:
-        parameters.append(Parameter(f"{name}.weight", weight))
-        parameters.append(Parameter(f"{name}.bias", weight[:1]))
-
-    channels, side = spec.channels, spec.image_size
-    if spec.architecture == "convnet":
-        for block in range(spec.depth):
-            layer(f"features.conv{block}", spec.width, channels, 3, 3)
-            layer(f"features.norm{block}", spec.width)
-            channels = spec.width
-        side >>= spec.depth
-    else:
-        for index, (width, kernel) in enumerate(ALEXNET_CONVOLUTIONS):
-            layer(f"features.conv{index}", width, channels, kernel, kernel)
-            channels = width
-        side >>= 3
-    layer("classifier", spec.classes, channels * side * side)
+    for name, layer, before, _ in spec.shapes():
+        path = name if name == "classifier" else f"features.{name}"
+        for parameter, shape in layer_parameters(layer, before):
+            parameters.append(Parameter(f"{path}.{parameter}", shape))
     return ParameterLayout(tuple(parameters))

@@ -1,7 +1,8 @@
-"""The torch modules: ConvNet and AlexNet as the dataset-distillation literature uses them."""
+"""The torch module of a description."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import cast
 
@@ -9,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.layout import ALEXNET_CONVOLUTIONS, Flat, layout_of
+from models.layers import (
+    AveragePool,
+    Convolution,
+    InstanceNorm,
+    Layer,
+    Linear,
+    MaxPool,
+    Shape,
+)
+from models.layout import Flat, layout_of
 from models.spec import ModelSpec
 
 
@@ -63,36 +73,34 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> Network:
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return _convnet(spec) if spec.architecture == "convnet" else _alexnet(spec)
+        return _build(spec)
 
 
-def _convnet(spec: ModelSpec) -> Network:
-    """3x3 convolution, instance norm, ReLU, 2x2 average pool, `depth` times (Gidaris & Komodakis).
-
-    GroupNorm with as many groups as channels is an instance norm with learned scale and shift.
-    """
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = spec.channels
-    for block in range(spec.depth):
-        layers[f"conv{block}"] = nn.Conv2d(channels, spec.width, 3, padding=1)
-        layers[f"norm{block}"] = nn.GroupNorm(spec.width, spec.width)
-        layers[f"relu{block}"] = nn.ReLU()
-        layers[f"pool{block}"] = nn.AvgPool2d(2)
-        channels = spec.width
-    return Network(spec, nn.Sequential(layers), channels * (spec.image_size >> spec.depth) ** 2)
+def _build(spec: ModelSpec) -> Network:
+    features: OrderedDict[str, nn.Module] = OrderedDict()
+    *chain, (_, _, before, _) = spec.shapes()
+    for name, layer, shape, _ in chain:
+        if isinstance(layer, Linear) and len(shape) == 3:
+            features["flatten"] = nn.Flatten()
+        features[name] = _module(layer, shape)
+    return Network(spec, nn.Sequential(features), math.prod(before))
 
 
-def _alexnet(spec: ModelSpec) -> Network:
-    """AlexNet for small images (Cazenavette et al. 2022): pools after convolutions 0, 1 and 4."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = spec.channels
-    for index, (width, kernel) in enumerate(ALEXNET_CONVOLUTIONS):
-        layers[f"conv{index}"] = nn.Conv2d(channels, width, kernel, padding=kernel // 2)
-        layers[f"relu{index}"] = nn.ReLU()
-        if index in (0, 1, 4):
-            layers[f"pool{index}"] = nn.MaxPool2d(2)
-        channels = width
-    return Network(spec, nn.Sequential(layers), channels * (spec.image_size >> 3) ** 2)
+def _module(layer: Layer, before: Shape) -> nn.Module:
+    """Return torch's module of a layer behind a shape."""
+    if isinstance(layer, Convolution):
+        margin = layer.kernel // 2
+        return nn.Conv2d(before[0], layer.outputs, layer.kernel, padding=margin, bias=layer.bias)
+    if isinstance(layer, InstanceNorm):
+        # As many groups as channels: an instance norm with learned scale and shift.
+        return nn.GroupNorm(before[0], before[0])
+    if isinstance(layer, MaxPool):
+        return nn.MaxPool2d(layer.size)
+    if isinstance(layer, AveragePool):
+        return nn.AvgPool2d(layer.size)
+    if isinstance(layer, Linear):
+        return nn.Linear(math.prod(before), layer.outputs, bias=layer.bias)
+    return nn.ReLU()
 
 
 def flat_parameters(model: nn.Module) -> Flat:

@@ -51,11 +51,12 @@ class ModelSection(Section):
     depth: int = 3
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    layers: list[dict[str, Any]] | None = None  # of a "chain"; ModelSpec reads them
 
     @property
     def spec(self) -> ModelSpec:
         """The section as the description that both sides use."""
-        return ModelSpec(**self.model_dump())
+        return ModelSpec.from_dict(self.model_dump(mode="json", exclude_none=True))
 
 
 class BrokerSection(Section):

@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from edge_sdk.protocol.signing import create_key, public_key_text
+from models import ModelSpec, SpecError
+from models.description import read_description, to_toml
 from server_toolkit.commands.template import SERVER_TOML
 from server_toolkit.config import load_config
 from server_toolkit.errors import ConfigError
@@ -28,8 +30,10 @@ def init(
     directory: Annotated[Path, typer.Argument(help="A directory that does not exist or is empty.")],
     *,
     name: Annotated[str, typer.Option(help="The run's name.")],
-    classes: Annotated[int, typer.Option(help="Classes of images.")],
-    image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.")],
+    classes: Annotated[int | None, typer.Option(help="Classes of images.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square images in pixels.")
+    ] = None,
     channels: Annotated[int, typer.Option(help="1 for grey images, 3 for colour.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds before the pipeline runs.")] = 20,
     architecture: Annotated[str, typer.Option(help="convnet or alexnet.")] = "convnet",
@@ -42,6 +46,14 @@ def init(
     std: Annotated[
         list[float] | None, typer.Option(help="Their deviation, once a channel. Default: 0.5.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model description (.toml or .json) in place of --classes, --image-size and "
+            "what else describes the network; the only way to a chain of layers.",
+            metavar="FILE",
+        ),
+    ] = None,
     micro_batch: Annotated[int, typer.Option(help="Images in one step of the program.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of training.")] = 0,
     host: Annotated[str, typer.Option(help="The MQTT broker's host.")] = "127.0.0.1",
@@ -53,18 +65,31 @@ def init(
         raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
     if not all(math.isfinite(value) for value in [*(mean or []), *(std or [])]):
         raise ConfigError("--mean and --std must be finite numbers")
+    if (model is None) != (classes is not None and image_size is not None):
+        raise ConfigError("give --model, or else both --classes and --image-size")
+    try:
+        if model is not None:
+            spec = read_description(model)
+        else:
+            spec = ModelSpec.from_dict(
+                dict(
+                    architecture=architecture,
+                    channels=channels,
+                    image_size=image_size,
+                    classes=classes,
+                    width=width,
+                    depth=depth,
+                    mean=mean or [0.5] * channels,
+                    std=std or [0.5] * channels,
+                )
+            )
+    except SpecError as error:
+        raise ConfigError(str(error)) from error
     directory.parent.mkdir(parents=True, exist_ok=True)
     text = SERVER_TOML.format(
         name=json.dumps(name),
         rounds=rounds,
-        architecture=json.dumps(architecture),
-        channels=channels,
-        image_size=image_size,
-        classes=classes,
-        width=width,
-        depth=depth,
-        mean=json.dumps(mean or [0.5] * channels),
-        std=json.dumps(std or [0.5] * channels),
+        model=to_toml(spec),
         host=json.dumps(host),
         port=port,
         micro_batch=micro_batch,

@@ -8,15 +8,8 @@ name = {name}
 rounds = {rounds}                  # then the pipeline makes the robust model and releases it
 
 [model]                      # fixed: the ledger and the devices' program were made for it
-architecture = {architecture}
-channels = {channels}
-image_size = {image_size}
-classes = {classes}
-width = {width}
-depth = {depth}
-mean = {mean}                 # of the pixels in [0, 1], a number a channel
-std = {std}
-
+# mean and std are of the pixels in [0, 1], a number a channel
+{model}
 [broker]                     # MQTT; TLS is used when tls_ca is set
 host = {host}
 port = {port}

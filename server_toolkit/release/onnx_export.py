@@ -44,7 +44,7 @@ def export_onnx(model: Network) -> bytes:
         )
     assert program is not None
     proto = program.model_proto
-    _use_instance_norm(proto.graph, channels=spec.width)
+    _use_instance_norm(proto.graph)
     _strip_notes(proto)
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString(deterministic=True))
@@ -74,14 +74,15 @@ def parity(model: Network, data: bytes, images: Images) -> float:
     return difference
 
 
-def _use_instance_norm(graph: onnx.GraphProto, *, channels: int) -> None:
+def _use_instance_norm(graph: onnx.GraphProto) -> None:
     """Name a GroupNormalization with as many groups as channels what it is.
 
     onnxruntime has one kernel for InstanceNormalization and expands the other into eight nodes.
     """
+    channels = {t.name: t.dims[0] for t in graph.initializer if t.dims}
     for node in graph.node:
         groups = [a.i for a in node.attribute if a.name == "num_groups"]
-        if node.op_type == "GroupNormalization" and groups == [channels]:
+        if node.op_type == "GroupNormalization" and groups == [channels.get(node.input[1])]:
             epsilon = [a for a in node.attribute if a.name == "epsilon"]
             node.op_type = "InstanceNormalization"
             node.ClearField("attribute")

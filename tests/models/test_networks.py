@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models import ModelSpec, SpecError, layout_of
+from models.layers import AveragePool, Convolution, InstanceNorm, Linear, MaxPool, ReLU
 from models.networks import build_model, flat_parameters, load_flat
 
 
@@ -13,6 +14,17 @@ def spec(**changes):
     return ModelSpec(**(fields | changes))
 
 
+CHAIN = (
+    Convolution(outputs=6, kernel=5, bias=False),
+    ReLU(),
+    InstanceNorm(),
+    MaxPool(size=3),
+    Convolution(outputs=4, kernel=1),
+    AveragePool(size=2),
+    Linear(outputs=9),
+    ReLU(),
+    Linear(outputs=5, bias=False),
+)
 RGB = dict(channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -32,6 +44,11 @@ def test_convnet_has_the_published_number_of_parameters(changes, count):
         {"depth": 2, "classes": 7},
         {"architecture": "alexnet"},
         RGB | {"architecture": "alexnet"},
+        {"image_size": 28},
+        {"image_size": 13, "depth": 2},
+        RGB | {"architecture": "alexnet", "image_size": 27},
+        {"architecture": "chain"},
+        RGB | {"architecture": "chain", "layers": CHAIN, "image_size": 13},
     ],
 )
 def test_layout_equals_torch_parameters(changes):
@@ -75,7 +92,11 @@ def test_normalisation_is_inside_the_model():
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"image_size": 28}, "pad"),
+        ({"image_size": 4}, "image_size 4 use fewer"),
+        ({"image_size": 12, "depth": 4}, "norm3: the norm of a single pixel"),
+        ({"architecture": "alexnet", "image_size": 7}, "pool4: there is no square"),
+        ({"layers": CHAIN}, 'belong to architecture "chain"'),
+        ({"architecture": "chain", "layers": CHAIN * 17}, "64 are allowed"),
         ({"std": (0.0,)}, "std"),
         ({"mean": (0.1, 0.2)}, "mean"),
         ({"architecture": "vit"}, "convnet"),

@@ -1,5 +1,6 @@
 """A fleet directory and `server-toolkit` processes, for the tests of the commands."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,22 +8,20 @@ import time
 from pathlib import Path
 
 from edge_sdk.protocol.signing import create_key
+from models.description import to_toml
 from server_toolkit.commands.template import SERVER_TOML
 from tests.server_toolkit.fleet import SPEC, new_ledger
+
+
+def model_section(**changes):
+    return to_toml(dataclasses.replace(SPEC, **changes))
 
 
 def server_toml(**changes):
     values = {
         "name": '"run-1"',
         "rounds": 2,
-        "architecture": '"convnet"',
-        "channels": SPEC.channels,
-        "image_size": SPEC.image_size,
-        "classes": SPEC.classes,
-        "width": SPEC.width,
-        "depth": SPEC.depth,
-        "mean": "[0.5]",
-        "std": "[0.5]",
+        "model": model_section(),
         "host": '"127.0.0.1"',
         "port": 1,
         "micro_batch": 4,

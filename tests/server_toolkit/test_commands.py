@@ -1,16 +1,19 @@
 """Every command of this file's subject runs as a process at least once."""
 
+import dataclasses
 import json
 
 import pytest
 
 from edge_sdk.protocol.signing import create_key, load_private_key
 from edge_sdk.runtime import ProgramFile
+from models.description import to_toml
+from models.layers import Convolution, Linear, MaxPool, ReLU
 from models.networks import build_model, flat_parameters
 from server_toolkit.cli import GROUPS
 from server_toolkit.config import load_config
 from server_toolkit.ledger import Ledger
-from tests.server_toolkit.fleet import FakeDevice, coordinator
+from tests.server_toolkit.fleet import SPEC, FakeDevice, coordinator
 from tests.server_toolkit.processes import fleet_directory, run
 
 
@@ -63,9 +66,22 @@ def test_init_makes_a_run_that_serve_can_begin(tmp_path):
     assert list(tmp_path.iterdir()) == [directory]
 
 
+def test_init_takes_a_chain_of_layers_from_a_file(tmp_path):
+    layers = (Convolution(outputs=4, kernel=5), ReLU(), MaxPool(size=2), Linear(outputs=6))
+    chain = dataclasses.replace(SPEC, architecture="chain", layers=layers, image_size=9)
+    (tmp_path / "net.toml").write_text(to_toml(chain))
+    run("init", tmp_path / "new", "--name", "own", "--model", tmp_path / "net.toml")
+    assert load_config(tmp_path / "new" / "server.toml").model.spec == chain
+    ledger = Ledger.open(tmp_path / "new")
+    assert ledger.spec == chain
+    assert ProgramFile.from_bytes(ledger.blobs.read(ledger.program.sha256)).spec == chain
+    both = ("--model", tmp_path / "net.toml", "--classes", 3)
+    assert "give --model, or else" in run("init", tmp_path / "b", "--name", "own", *both, code=2)
+
+
 def test_init_of_an_impossible_network_leaves_nothing_behind(tmp_path):
-    text = run("init", tmp_path / "x", "--name", "n", "--classes", 3, "--image-size", 28, code=2)
-    assert "cannot be halved" in text
+    text = run("init", tmp_path / "x", "--name", "n", "--classes", 3, "--image-size", 7, code=2)
+    assert "fewer or smaller pooling layers" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,13 +1,16 @@
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from models import ModelSpec
+from models.description import to_toml
+from models.layers import Convolution, InstanceNorm, MaxPool
 from server_toolkit.config import load_config
 from server_toolkit.errors import ConfigError
 from tests.server_toolkit.fleet import LAYOUT, SPEC
-from tests.server_toolkit.processes import server_toml
+from tests.server_toolkit.processes import model_section, server_toml
 
 
 @pytest.fixture
@@ -67,7 +70,8 @@ def test_every_commented_key_of_the_template_exists(write):
         ('encoding = "int8"', 'encoding = "topk-0.10"', r"encoding = 'topk-0.10': choose"),
         ("[limits]", "[limit]", r"limit is no known key; did you mean limits"),
         ("classes = 3", "", r"\[model\] classes is missing"),
-        ("image_size = 8", "image_size = 9", r"\[model\] image_size 9 cannot be halved"),
+        ("image_size = 8", "image_size = 3", r"\[model\] image_size is 3"),
+        ("[broker]", "layers = [1]\n[broker]", r"\[model\] layers"),
         ("min_accuracy = 0.0", "min_acuracy = 0.0", r"\[release\].*min_acuracy.*min_accuracy"),
         ("[run]", "[run", r"no TOML"),
         ('name = "run-1"', 'name = "a/b"', r"\[run\] name"),
@@ -133,5 +137,19 @@ def test_a_mistake_in_a_stages_table_is_named(write, line, message):
 
 
 def test_the_model_section_describes_any_network(write):
-    text = server_toml(channels=3, mean="[0.1, 0.2, 0.3]", std="[1, 1, 1]")
-    assert isinstance(load_config(write(text)).model.spec, ModelSpec)
+    text = server_toml(
+        model="channels = 3\nimage_size = 32\nclasses = 9\nmean = [0.1, 0, 1]\nstd = [1, 1, 1]\n"
+    )
+    assert load_config(write(text)).model.spec == ModelSpec(
+        channels=3, image_size=32, classes=9, mean=(0.1, 0.0, 1.0), std=(1.0, 1.0, 1.0)
+    )
+    layers = (Convolution(outputs=4, kernel=5, bias=False), InstanceNorm(), MaxPool(size=2))
+    chain = dataclasses.replace(SPEC, architecture="chain", layers=layers, image_size=7)
+    assert load_config(write(server_toml(model=to_toml(chain)))).model.spec == chain
+
+
+def test_a_wrong_layer_is_named(write):
+    model = model_section() + 'layers = [{ layer = "conv", outputs = 4, kernel = 2 }]\n'
+    model = model.replace("convnet", "chain").replace("width = 8\n", "").replace("depth = 2\n", "")
+    with pytest.raises(ConfigError, match=r"\[model\] layers\[0\]: conv: kernel is 2"):
+        load_config(write(server_toml(model=model)))

@@ -26,9 +26,9 @@ def test_the_command_writes_a_program_file(tmp_path, runtime, capsys):
     assert "tolerance 1e-04" in capsys.readouterr().out
 
 
-def test_a_size_that_cannot_be_halved_is_a_user_error(tmp_path):
-    args = parse(*OPTIONS, "--image-size", "28", "--output", str(tmp_path / "p.tsp"))
-    with pytest.raises(ConfigError, match="28 becomes 32"):
+def test_images_too_small_for_the_pooling_are_a_user_error(tmp_path):
+    args = parse(*OPTIONS, "--image-size", "7", "--output", str(tmp_path / "p.tsp"))
+    with pytest.raises(ConfigError, match="norm2: the norm of a single pixel"):
         args.run(args)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import ModelSpec, layout_of
+from models.layers import AveragePool, Convolution, InstanceNorm, Linear, MaxPool, ReLU
 from server_toolkit.distill.matching import FlatNetwork, match_gradient
 
 SPEC = ModelSpec(
@@ -11,13 +12,22 @@ SPEC = ModelSpec(
 )
 
 
-def problem(dtype=torch.float64, seed=0):
+CHAIN = ModelSpec(
+    architecture="chain", channels=2, image_size=7, classes=3, mean=(0.4, 0.5), std=(0.3, 0.2),
+    layers=(
+        Convolution(outputs=4, kernel=5), MaxPool(size=2), ReLU(), InstanceNorm(),
+        Convolution(outputs=3, kernel=1), AveragePool(size=2), Linear(outputs=5), ReLU(),
+    ),
+)  # fmt: skip
+
+
+def problem(dtype=torch.float64, seed=0, spec=SPEC):
     g = torch.Generator().manual_seed(seed)
-    network = FlatNetwork(SPEC, dtype=dtype)
-    size = layout_of(SPEC).size
+    network = FlatNetwork(spec, dtype=dtype)
+    size = layout_of(spec).size
     start = torch.randn(size, generator=g, dtype=dtype) * 0.3
     target = start + torch.randn(size, generator=g, dtype=dtype) * 0.05
-    images = torch.rand(5, 2, 8, 8, generator=g, dtype=dtype)
+    images = torch.rand(5, 2, *2 * [spec.image_size], generator=g, dtype=dtype)
     label_logits = torch.randn(5, 3, generator=g, dtype=dtype)
     batches = [torch.tensor(b) for b in ([0, 1, 2, 3, 4], [0, 2, 4], [1, 3, 0], [4, 1, 2])]
     return (
@@ -42,8 +52,9 @@ def unrolled(network, values, batches, step_size):
     return match.item(), torch.autograd.grad(match, (images, label_logits, alpha))
 
 
-def test_equals_the_unrolled_gradient_in_float64():
-    network, values, batches = problem()
+@pytest.mark.parametrize("spec", [SPEC, CHAIN], ids=["convnet", "chain"])
+def test_equals_the_unrolled_gradient_in_float64(spec):
+    network, values, batches = problem(spec=spec)
     got = match_gradient(network, **values, step_size=0.3, batches=batches)
     loss, (images, label_logits, alpha) = unrolled(network, values, batches, 0.3)
     assert got.loss == pytest.approx(loss, rel=1e-12)

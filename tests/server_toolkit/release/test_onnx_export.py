@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import ModelSpec
+from models.layers import AveragePool, Convolution, InstanceNorm, Linear, MaxPool, ReLU
 from models.networks import build_model
 from server_toolkit.errors import GateError
 from server_toolkit.release.onnx_export import export_onnx, parity
@@ -56,14 +57,36 @@ def test_each_group_norm_is_one_instance_normalization_node(exported):
     assert "GroupNormalization" not in operators
 
 
-def test_alexnet_exports_too():
-    spec = ModelSpec(
-        architecture="alexnet", channels=3, image_size=8, classes=4, mean=(0.5,) * 3, std=(0.2,) * 3
-    )
+RGB = dict(channels=3, classes=4, mean=(0.5,) * 3, std=(0.2,) * 3)
+LAYERS = (
+    Convolution(outputs=6, kernel=5, bias=False),
+    InstanceNorm(),
+    MaxPool(size=2),
+    ReLU(),
+    Convolution(outputs=5, kernel=1),
+    InstanceNorm(),
+    AveragePool(size=3),
+    Linear(outputs=7),
+    ReLU(),
+)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec(architecture="alexnet", image_size=8, **RGB),
+        ModelSpec(architecture="alexnet", image_size=15, **RGB),
+        ModelSpec(width=8, depth=2, image_size=7, **RGB),
+        ModelSpec(architecture="chain", layers=LAYERS, image_size=15, **RGB),
+    ],
+    ids=["alexnet", "alexnet of odd sides", "convnet of odd sides", "chain"],
+)
+def test_every_architecture_exports(spec):
     model = build_model(spec, seed=1)
-    images = np.random.default_rng(0).random((5, 3, 8, 8), np.float32)
+    images = np.random.default_rng(0).random((5, 3, *2 * [spec.image_size]), np.float32)
     data = export_onnx(model)
     assert parity(model, data, images) < 1e-4
+    assert b"GroupNormalization" not in data
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(OnnxModel(data).logits(images), expected, atol=1e-5)
