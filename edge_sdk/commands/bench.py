@@ -28,7 +28,7 @@ examples:
   edge-sdk bench --quick --report bench.html         # on a PC with torch: under a minute
   edge-sdk bench --json bench.json --report bench.html
   edge-sdk bench --config cam/device.toml            # this device's program, images and model
-  edge-sdk bench --save-programs bench-programs      # with torch; copy the folder to a device, there:
+  edge-sdk bench --save-programs bench-programs      # with torch; copy it to a device, there:
   edge-sdk bench --program bench-programs/*.tsp
   edge-sdk bench --meter-command './meter.py'        # prints {"power_w": 3.7}, one a line
 
@@ -54,9 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     result = parser.add_argument_group("results")
     result.add_argument("--json", type=Path, metavar="FILE", help="write every value here")
-    result.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="write a page with pictures"
-    )
+    result.add_argument("--report", type=Path, metavar="FILE.html", help="write a page here")
 
     what = parser.add_argument_group("what is measured")
     what.add_argument(
@@ -140,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
     if options.report is not None:
         options.report.write_text(report_html(document), encoding="utf-8")
     _print(document)
-    if not document["complete"] and not document["failures"]:
+    if document["interrupted"]:
         return 130
     if bench.same_uploads(document) is False:
         raise bench.DifferentUploadsError(

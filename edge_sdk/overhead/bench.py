@@ -74,7 +74,7 @@ def run(request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.enter_context(_sigterm_as_interrupt())
         busy = load_per_core()
-        say("preparing: programs, images, sensors")
+        say("preparing programs, images and sensors; exporting programs takes up to a minute")
         programs = find_programs(request, directory)
         images = _images(request, programs.training.spec)
         installed = _installed(request.config, programs.training.spec, say)
@@ -89,6 +89,7 @@ def run(request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
             weights=subject.start_weights(programs.training.spec, plan.seed),
             broker=broker,
             installed=installed,
+            measures_power=sampler.power_name is not None,
             say=say,
         )
         compute = request.config.settings.compute if request.config else None
@@ -191,6 +192,7 @@ def _document(
     document = {
         "format": FORMAT,
         "complete": raw.complete and not raw.failures,
+        "interrupted": not raw.complete,
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "options": asdict(plan) | {"arms": list(plan.arms)},
         "machine": machine_facts() | {"load_before": busy},

@@ -48,19 +48,22 @@ STYLE = """
 font:15px/1.5 system-ui,sans-serif}main{max-width:60rem;margin:auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 p,li{max-width:46rem}.soft,figcaption{color:var(--soft)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr));gap:.7rem;margin:1rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr));gap:.7rem;
+margin:1rem 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.7rem .9rem}
 .card b{display:block;font-size:1.35rem}.card span{color:var(--soft);font-size:.85rem}
 .good{color:var(--good)}.bad{color:var(--bad)}
-table{border-collapse:collapse;width:100%;font-size:.87rem}th,td{text-align:left;padding:.28rem .6rem;
+table{border-collapse:collapse;width:100%;font-size:.87rem}th,td{text-align:left;
+padding:.28rem .6rem;
 border-bottom:1px solid var(--line);vertical-align:top}td.n,th.n{text-align:right;
 font-variant-numeric:tabular-nums;white-space:nowrap}.wide{overflow-x:auto}
+.ratios th.n{white-space:normal;max-width:8rem}.ratios td{white-space:nowrap}
 code{font:.85em ui-monospace,monospace;overflow-wrap:anywhere}
 .kind{border:1px solid var(--line);border-radius:.8rem;padding:0 .5rem;font-size:.78rem}
 .estimated{color:var(--c4)}.absent{color:var(--soft)}
 figure{margin:1rem 0}svg{width:100%;height:auto;font:12px system-ui,sans-serif}
-svg text{fill:var(--fg)}.label{text-anchor:end}.tick{fill:var(--soft)!important}.end{text-anchor:end}
-.mid{text-anchor:middle}.grid{stroke:var(--line)}.band{fill:var(--soft);opacity:.13}
+svg text{fill:var(--fg)}.label{text-anchor:end}.tick{fill:var(--soft)!important}
+.end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:var(--line)}.band{fill:var(--soft);opacity:.13}
 .level{stroke:var(--soft);stroke-dasharray:5 4}polyline{fill:none;stroke-width:2}
 .c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}
 .c5{fill:var(--c5)}.c6{fill:var(--c6)}.s0{stroke:var(--c0)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}
@@ -148,8 +151,9 @@ def _cards(document: Tree) -> str:
         peak = show(base["process"]["peak_rss"])
         cards.append(f"<b>{peak}</b><span>peak memory of the agent</span>")
         energy = base["step"]["energy"]
-        text = show(energy).split(" ±")[0]
-        cards.append(f"<b>{text}</b><span>energy of a step, above idle</span>")
+        text, _, spread = show(energy).partition(" ± ")
+        spread = f" (± {spread})" if spread else ""
+        cards.append(f"<b>{text}</b><span>energy of a step, above idle{spread}</span>")
     pgd = document["arms"].get("pgd10", {}).get("against_federated")
     if pgd and pgd["step_time"]["value"] is not None:
         times = number(pgd["step_time"]["value"])
@@ -259,7 +263,7 @@ def _ratio_table(arms: Tree, document: Tree) -> str:
     return (
         "<p>Costs as multiples of the federated client alone, in this run. Time and energy of the "
         "first two differ only by chance: the work is the same.</p>"
-        f"<div class=wide><table><tr><th>{heads}</tr>{rows}</table></div>"
+        f"<div class=wide><table class=ratios><tr><th>{heads}</tr>{rows}</table></div>"
         + (f"<p>Not measured:</p><ul>{missing}</ul>" if missing else "")
     )
 
@@ -271,7 +275,7 @@ def _tax(document: Tree) -> str:
     rate, rows, curves = document["options"]["rate_hz"], "", []
     for name, row in tax.items():
         cells = "".join(
-            f"<td class=n>{show(row[k]) if k in row else '1'}"
+            f"<td class=n>{_cell(row, k)}"
             for k in ("latency_median", "latency_p99", "tax_p99", "frames_late", "steps_per_s")
         )
         rows += f"<tr><td>{escape(row['title'])}{cells}</tr>"
@@ -291,6 +295,11 @@ def _tax(document: Tree) -> str:
             x_label="latency in milliseconds (logarithmic)", y_label="%", log_x=True,
         )
     )  # fmt: skip
+
+
+def _cell(row: Tree, name: str) -> str:
+    value = row.get(name)
+    return "-" if value is None or value["kind"] == "absent" else show(value)
 
 
 def _power(document: Tree) -> str:
@@ -333,7 +342,7 @@ def _walk(tree: Any, path: str = "") -> Iterator[tuple[str, Tree]]:
 
 
 def _absent(document: Tree) -> str:
-    """What could not be had, grouped by reason, and what to do."""
+    """List what could not be had, grouped by reason, and what to do."""
     groups: dict[tuple[str, str], list[str]] = {}
     for path, value in _walk(document):
         if value["kind"] == "absent":

@@ -151,11 +151,12 @@ class Session:
         weights: Float32,
         broker: BrokerSettings | None,
         installed: InstalledRelease | None,
+        measures_power: bool,
         say: Callable[[str], None],
     ) -> None:
         self.directory, self.plan, self.programs = directory, plan, programs
         self.raw = Raw()
-        self._broker, self._say = broker, say
+        self._broker, self._say, self._measures_power = broker, say, measures_power
         self._arms = arms(epsilon=plan.epsilon, step_size=plan.step_size)
         self._count = 0
         self._key = create_key(directory / "server.key")
@@ -206,11 +207,12 @@ class Session:
     def _todo(self, tax: dict[str, Budget | None]) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield the work, arms and budgets in turns, each repeat beginning with another one."""
         names = [n for n in self.plan.arms if self._arms[n].needs in self.programs.files]
-        yield "idle device", self._idle
+        idle = [("idle device", self._idle)] if self._measures_power else []
+        yield from idle
         for repeat in range(self.plan.repeats):
             for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
                 yield self._arms[name].title, lambda n=name: self._arm(self._arms[n])  # type: ignore[misc]
-        yield "idle device", self._idle
+        yield from idle
         if self.plan.tax_s > 0:
             for _ in range(self.plan.repeats):
                 for name, budget in tax.items():

@@ -15,8 +15,8 @@ PLOT_HEIGHT = 240
 
 def number(value: float) -> str:
     """Return three significant digits without an exponent for everyday sizes."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
+    if float(value).is_integer() and abs(value) < 1e7:
+        return f"{value:,.0f}"
     if 1000 <= abs(value) < 1e7:
         return f"{value:,.0f}"
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -106,11 +106,11 @@ def lines(
     for tick in _ticks(low_y, high_y):
         y = place(low_x, tick)[1]
         body += f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        body += f'<text class="tick end" x="{left - 6}" y="{y + 4:.1f}">{number(tick)}</text>'
+        body += f'<text class="tick end" x="{left - 6}" y="{y + 4:.1f}">{tick:g}</text>'
     for tick in _log_ticks(low_x, high_x) if log_x else _ticks(low_x, high_x):
         x = place(tick, low_y)[0]
         body += f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
-        body += f'<text class="tick mid" x="{x:.1f}" y="{bottom + 16}">{number(tick)}</text>'
+        body += f'<text class="tick mid" x="{x:.1f}" y="{bottom + 16}">{tick:g}</text>'
     for index, curve in enumerate(curves):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in curve.points)
         body += f'<polyline class="s{index}" points="{path}"/>'

@@ -82,12 +82,12 @@ def quantile(samples: Sequence[float], q: float, unit: str, source: str) -> Valu
 
 
 def ratio(above: Value, below: Value, source: str) -> Value:
-    """Return `above / below`; absent if either is, or if `below` is zero."""
+    """Return `above / below`; absent if either is, or if `below` may as well be zero."""
     a, b = above.number, below.number
     if a is None or b is None:
         return absent("1", (above if a is None else below).reason or "not a number")
-    if b == 0:
-        return absent("1", "the reference is zero")
+    if b == 0 or abs(b) < 2 * (below.uncertainty or 0.0):
+        return absent("1", "the reference cannot be told from zero", "raise --steps or --idle")
     return derived(a / b, "1", source)
 
 
