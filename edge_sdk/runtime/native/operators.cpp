@@ -308,6 +308,47 @@ void convolution_weight_gradient(KernelRuntimeContext& context, Span<EValue*> ar
   });
 }
 
+// Whether a product of every pixel with all taps at once is less work than a convolution backwards,
+// whose panels are mostly empty where a layer has few inputs, as the first one of an attack.
+bool multiplies_first(const Convolution& shape) {
+  const int columns = shape.taps() * shape.inputs;
+  return columns <= shape.outputs &&
+         2 * padded_outputs(columns) <= shape.taps() * padded_outputs(shape.inputs);
+}
+
+// The input's gradient that way; `columns` has room for (pixels, taps * inputs).
+void multiply_and_spread(const Layer& layer, const float* dz, const float* weight, float* packed,
+                         float* columns, float* dx) {
+  const Kernels& isa = kernels();
+  const Convolution& shape = layer.shape;
+  const int width = shape.taps() * shape.inputs, panel = isa.panel_width(width);
+  const Convolution pixel{shape.height, shape.width, width, shape.outputs, 1};
+  parallel(size_t(panels(width, panel)), [&](size_t index) {
+    isa.pack_transposed(weight, pixel, int(index), panel, nullptr,
+                        packed + int64_t(index) * shape.outputs * panel);
+  });
+  const Layer product{layer.images, {shape.height, shape.width, shape.outputs, width, 1}};
+  convolve_all(product, dz, packed, shape.outputs, panel, nullptr, columns);
+
+  const int margin = shape.kernel / 2, inputs = shape.inputs;
+  parallel(size_t(layer.images) * shape.height, [&](size_t task) {
+    const int y = int(task % shape.height);
+    const int64_t image = int64_t(task) - y;  // its first line, counted over all images
+    float* line = dx + int64_t(task) * shape.width * inputs;
+    std::fill(line, line + int64_t{shape.width} * inputs, 0.0f);
+    for (int tap = 0; tap < shape.taps(); ++tap) {
+      const int from_y = y + margin - tap / shape.kernel, shift = margin - tap % shape.kernel;
+      if (from_y < 0 || from_y >= shape.height) continue;
+      const float* from =
+          columns + (image + from_y) * shape.width * width + int64_t{shift} * width + tap * inputs;
+      const int begin = std::max(0, -shift), end = std::min(shape.width, shape.width - shift);
+      for (int x = begin; x < end; ++x) {
+        for (int i = 0; i < inputs; ++i) line[x * inputs + i] += from[int64_t{x} * width + i];
+      }
+    }
+  });
+}
+
 // dz, weight, kernel, height, width -> dx, padded, packed
 // quantized: dz, weight, kernel, height, width, x, range, steps -> dx, padded, packed
 template <bool kQuantized>
@@ -347,6 +388,10 @@ void convolution_input_gradient(KernelRuntimeContext& context, Span<EValue*> arg
   }
   if (call.refused("convolution_input_gradient")) return;
 
+  if (!kQuantized && multiplies_first(shape)) {
+    multiply_and_spread(layer, dz.data, weight.data, packed.data, padded.data, dx.data);
+    return;
+  }
   const Kernels& isa = kernels();
   const int panel = isa.panel_width(shape.inputs), count = panels(shape.inputs, panel);
   const int64_t frame_size = padded.elements / layer.images;

@@ -70,6 +70,18 @@ CASES = {
         (17, 7, 5),
         {"weight": (70, 17, 5, 5), "bias": (70,)},
     ),
+    "few inputs, whose gradient multiplies before it spreads": (
+        b.ConvolutionBlock("l", 3, 40, 3, bias=True),
+        convolution(3),
+        (3, 5, 7),
+        {"weight": (40, 3, 3, 3), "bias": (40,)},
+    ),
+    "few inputs, and an image smaller than the kernel": (
+        b.ConvolutionBlock("l", 1, 90, 7, bias=False),
+        convolution(7),
+        (1, 2, 1),
+        {"weight": (90, 1, 7, 7)},
+    ),
     "an image smaller than the kernel": (
         b.ConvolutionBlock("l", 2, 33, 7, bias=True),
         convolution(7),
