@@ -34,8 +34,8 @@ def logits(
         taken = [a for a, used in zip(arrays, file.is_input, strict=True) if used]
         result = np.empty((len(dataset), file.spec.classes), np.float32)
         for first in range(0, len(dataset), len(images)):
-            part = dataset.images[first : first + len(images)]
-            images[: len(part)] = part.transpose(0, 2, 3, 1)
+            part = dataset.pixels[first : first + len(images)]
+            np.divide(part.transpose(0, 2, 3, 1), dataset.white, out=images[: len(part)])
             program.execute([images, *taken], [rows])
             result[first : first + len(part)] = cast(Float32, rows)[: len(part)]
     finally:

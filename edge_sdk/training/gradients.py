@@ -42,7 +42,8 @@ class Gradients:
         self._flat_sums, self.sums = aligned_views(shapes)
         self._flat_part, parts = aligned_views(shapes)
         self._program, self._should_stop, self._perturb = program, should_stop, perturb
-        self._pixels, self._labels = dataset.images.transpose(0, 2, 3, 1), dataset.labels
+        self._pixels, self._white = dataset.pixels.transpose(0, 2, 3, 1), dataset.white
+        self._labels = dataset.labels
         self._images, self._rows = (cast(Float32, i.empty()) for i in program.inputs[:2])
         self._loss, logits = (cast(Float32, o.empty()) for o in program.outputs[:2])
         used = [i for i, is_input in enumerate(file.is_input) if is_input]
@@ -84,6 +85,6 @@ class Gradients:
         """Write images as NHWC and labels as one-hot rows; rows left over stay zero and count 0."""
         self._rows.fill(0)
         for row, index in enumerate(indices):
-            self._images[row] = self._pixels[index]
+            np.divide(self._pixels[index], self._white, out=self._images[row])
             self._rows[row, self._labels[index]] = 1
         self._images[len(indices) :] = 0

@@ -44,11 +44,9 @@ def load_npz(path: Path | str) -> Dataset:
         raise ConfigError(f"{path} is no readable .npz file of plain arrays: {reason}") from error
     if images.ndim == 3:
         images = images[:, None]
-    if images.dtype == np.uint8:
-        images = np.divide(images, np.float32(255), dtype=np.float32)  # no copy between
-    elif np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-    else:
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32, copy=False)
+    elif images.dtype != np.uint8:
         raise ConfigError(f"{path}: images are {images.dtype}; expected uint8 or float")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{path}: labels are {labels.dtype}; expected integers")
@@ -94,8 +92,8 @@ def load_folder(root: Path | str, *, channels: int) -> Dataset:
     if not images:
         raise ConfigError(f"{root}: no {', '.join(IMAGE_SUFFIXES)} files in folders, one a class")
     stack = np.stack(images).reshape(len(images), *images[0].shape[:2], channels)
-    scaled = np.divide(stack.transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")
-    return Dataset(scaled, np.array(labels, np.int64), len(names))
+    pixels = np.ascontiguousarray(stack.transpose(0, 3, 1, 2))
+    return Dataset(pixels, np.array(labels, np.int64), len(names))
 
 
 def load_digits(image_size: int, *, channels: int = 1) -> Dataset:

@@ -56,6 +56,7 @@ def test_npz_of_bytes_and_of_floats(tmp_path):
     data = load_npz(tmp_path / "a.npz")
     assert data.images.shape == (6, 1, 16, 16)
     np.testing.assert_allclose(data.images[:, 0], grey / 255, rtol=1e-6)
+    assert data.pixels.nbytes == 6 * 16 * 16  # bytes stay bytes
     assert data.labels.tolist() == LABELS.tolist()
     assert data.classes == 3
     np.savez(tmp_path / "b.npz", images=images((6, 3, 8, 8)).astype(np.float64), labels=LABELS)

@@ -133,7 +133,7 @@ def test_what_cannot_be_trained_is_refused(
         train(small_training_program, start, nothing, **OPTIONS)
     with pytest.raises(ConfigError, match="batch size 0"):
         train(small_training_program, start, small_dataset, **OPTIONS | {"batch_size": 0})
-    larger = dataclasses.replace(small_dataset, images=np.zeros((40, 1, 20, 20), np.float32))
+    larger = dataclasses.replace(small_dataset, pixels=np.zeros((40, 1, 20, 20), np.float32))
     with pytest.raises(ConfigError, match="20x20"):
         train(small_training_program, start, larger, **OPTIONS)
 
@@ -147,3 +147,15 @@ def test_logits_cover_a_last_part_that_is_not_full(small_evaluation_program, sma
     nothing = Dataset(small_dataset.images[:0], small_dataset.labels[:0], 10)
     with pytest.raises(ConfigError, match="empty"):
         accuracy(small_evaluation_program, start, nothing)
+
+
+def test_images_kept_as_bytes_train_to_the_same_bits(small_training_program, small_dataset):
+    bytes_ = np.rint(small_dataset.images * 255).astype(np.uint8)
+    kept = dataclasses.replace(small_dataset, pixels=bytes_)
+    floats = dataclasses.replace(small_dataset, pixels=bytes_.astype(np.float32) / np.float32(255))
+    rng = np.random.default_rng(0)
+    start = rng.normal(0, 0.05, small_training_program.layout.size).astype(np.float32)
+    options = {"epochs": 1, "batch_size": 6, "learning_rate": 0.05, "seed": 0}
+    one, other = (train(small_training_program, start, d, **options) for d in (kept, floats))
+    assert one.weights.tobytes() == other.weights.tobytes()
+    assert not np.array_equal(one.weights, start)
