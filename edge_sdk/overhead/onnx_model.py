@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models import ModelSpec, layout_of
+from models.layers import AveragePool, Convolution, InstanceNorm, Linear, MaxPool
 
 Float32 = npt.NDArray[np.float32]
 
 IR_VERSION, OPSET = 8, 17
 _FLOAT = 1
 _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7
-ALEXNET_POOLS = (0, 1, 4)
 
 
 def onnx_bytes(spec: ModelSpec, weights: Float32) -> bytes:
@@ -27,23 +28,23 @@ def onnx_bytes(spec: ModelSpec, weights: Float32) -> bytes:
     graph = _Graph(layout_of(spec).split(weights))
     x = graph.node("Sub", ["images", graph.constant("mean", _per_channel(spec.mean))])
     x = graph.node("Div", [x, graph.constant("std", _per_channel(spec.std))])
-    if spec.architecture == "convnet":
-        for block in range(spec.depth):
-            x = graph.convolution(x, f"conv{block}", padding=1)
-            x = graph.instance_norm(x, f"norm{block}")
+    for name, layer, before, _ in spec.shapes():
+        prefix = name if name == "classifier" else f"features.{name}"
+        if isinstance(layer, Convolution):
+            x = graph.layer("Conv", x, prefix, pads=[layer.kernel // 2] * 4)
+        elif isinstance(layer, InstanceNorm):
+            x = graph.layer("InstanceNormalization", x, prefix, epsilon=1e-5)
+        elif isinstance(layer, MaxPool | AveragePool):
+            size = [layer.size] * 2
+            kind = "MaxPool" if isinstance(layer, MaxPool) else "AveragePool"
+            x = graph.node(kind, [x], kernel_shape=size, strides=size)
+        elif isinstance(layer, Linear):
+            if len(before) == 3:
+                x = graph.node("Flatten", [x])
+            output = "logits" if name == "classifier" else ""
+            x = graph.layer("Gemm", x, prefix, output=output, transB=1)
+        else:
             x = graph.node("Relu", [x])
-            x = graph.pool(x, "AveragePool")
-    else:
-        index = 0
-        while f"features.conv{index}.weight" in graph.parameters:
-            kernel = graph.parameters[f"features.conv{index}.weight"].shape[-1]
-            x = graph.convolution(x, f"conv{index}", padding=kernel // 2)
-            x = graph.node("Relu", [x])
-            if index in ALEXNET_POOLS:
-                x = graph.pool(x, "MaxPool")
-            index += 1
-    x = graph.node("Flatten", [x])
-    graph.linear(x, "classifier", output="logits")
     shape = (spec.channels, spec.image_size, spec.image_size)
     return graph.model(inputs=("images", shape), outputs=("logits", (spec.classes,)))
 
@@ -56,7 +57,7 @@ class _Graph:
     """Collects nodes and constants as encoded fields."""
 
     def __init__(self, parameters: dict[str, Float32]) -> None:
-        self.parameters = parameters
+        self._parameters = parameters
         self._nodes: list[bytes] = []
         self._constants: list[bytes] = []
 
@@ -81,23 +82,13 @@ class _Graph:
         self._nodes.append(fields)
         return output
 
-    def convolution(self, x: str, name: str, *, padding: int) -> str:
-        inputs = [x, *self._layer(f"features.{name}")]
-        return self.node("Conv", inputs, pads=[padding] * 4)
-
-    def instance_norm(self, x: str, name: str) -> str:
-        inputs = [x, *self._layer(f"features.{name}")]
-        return self.node("InstanceNormalization", inputs, epsilon=1e-5)
-
-    def pool(self, x: str, operation: str) -> str:
-        return self.node(operation, [x], kernel_shape=[2, 2], strides=[2, 2])
-
-    def linear(self, x: str, name: str, *, output: str) -> str:
-        return self.node("Gemm", [x, *self._layer(name)], output=output, transB=1)
-
-    def _layer(self, prefix: str) -> list[str]:
-        names = [f"{prefix}.weight", f"{prefix}.bias"]
-        return [self.constant(name, self.parameters[name]) for name in names]
+    def layer(
+        self, operation: str, x: str, prefix: str, *, output: str = "", **attributes: Any
+    ) -> str:
+        """Add a node that takes the layer's weight and, where it has one, its bias."""
+        names = [n for n in (f"{prefix}.weight", f"{prefix}.bias") if n in self._parameters]
+        inputs = [x, *(self.constant(name, self._parameters[name]) for name in names)]
+        return self.node(operation, inputs, output=output, **attributes)
 
     def model(
         self, *, inputs: tuple[str, tuple[int, ...]], outputs: tuple[str, tuple[int, ...]]

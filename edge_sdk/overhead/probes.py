@@ -48,7 +48,7 @@ class Recorder:
     peaks: dict[str, list[int]] = field(default_factory=dict)
     steps: list[list[tuple[float, float]]] = field(default_factory=list)
     whole_peak: int = 0
-    _marks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _marks: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
     _inside: set[str] = field(default_factory=set)
 
     @contextmanager
@@ -57,8 +57,7 @@ class Recorder:
         if within in self._inside:
             yield
             return
-        peaks = self.peaks.setdefault(phase, [])
-        watch_memory = len(peaks) < PEAKS_MEASURED and self._reset_peak()
+        watched = self._watch_memory(phase)
         self._inside.add(phase)
         cpu, start = cpu_s(), time.monotonic()
         try:
@@ -67,12 +66,13 @@ class Recorder:
             end = time.monotonic()
             self.spans.setdefault(phase, []).append((start, end, cpu_s() - cpu))
             self._inside.discard(phase)
-            if watch_memory and (peak := peak_rss_bytes()) is not None:
-                peaks.append(peak)
+            self._note_peak(phase, watched=watched)
 
     def begin(self, phase: str) -> None:
         """Start a phase that ends elsewhere; a second start before its end does not count."""
-        self._marks.setdefault(phase, (time.monotonic(), cpu_s()))
+        if phase not in self._marks:
+            watched = self._watch_memory(phase)
+            self._marks[phase] = (time.monotonic(), cpu_s(), watched)
 
     def end(self, phase: str) -> None:
         """End a phase; without its start nothing is noted."""
@@ -80,6 +80,7 @@ class Recorder:
         if mark is not None:
             now = time.monotonic()
             self.spans.setdefault(phase, []).append((mark[0], now, cpu_s() - mark[1]))
+            self._note_peak(phase, watched=mark[2])
 
     def is_open(self, phase: str) -> bool:
         """Say whether a phase was begun and not ended."""
@@ -121,13 +122,20 @@ class Recorder:
 
         setattr(owner, name, noting)
 
-    def _reset_peak(self) -> bool:
+    def _watch_memory(self, phase: str) -> bool:
+        """Reset the peak if this phase's is still to be measured; say whether it is."""
+        if len(self.peaks.setdefault(phase, [])) >= PEAKS_MEASURED:
+            return False
         self.whole_peak = max(self.whole_peak, peak_rss_bytes() or 0)
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
         except OSError:
             return False
         return True
+
+    def _note_peak(self, phase: str, *, watched: bool) -> None:
+        if watched and (peak := peak_rss_bytes()) is not None:
+            self.peaks[phase].append(peak)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that was noted."""

@@ -124,7 +124,7 @@ class Summary:
             "cpu_median": quantile([c for _, _, c in spans], 0.5, "s", CPU),
             "peak_rss": measured(max(peaks), "B", MEMORY)
             if peaks
-            else absent("B", "the peak was not read in this phase, which begins and ends in turns"),
+            else absent("B", "/proc/self/clear_refs cannot be written"),
             "temperature": self._sampler.temperature(start, end),
             "throttling": self._sampler.throttling(start, end),
             "energy": self._energy([(s, e) for s, e, _ in spans], per=len(spans)),

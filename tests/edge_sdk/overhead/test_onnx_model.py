@@ -8,6 +8,7 @@ import torch
 
 from edge_sdk.overhead.onnx_model import onnx_bytes
 from models import ModelSpec
+from models.layers import Convolution, Linear, MaxPool, ReLU
 from models.networks import build_model, flat_parameters
 
 
@@ -21,8 +22,15 @@ from models.networks import build_model, flat_parameters
         ModelSpec(
             architecture="alexnet", channels=1, image_size=16, classes=10, mean=(0.1,), std=(0.5,)
         ),
+        ModelSpec(
+            architecture="chain", channels=1, image_size=13, classes=5, mean=(0.1,), std=(0.5,),
+            layers=(
+                Convolution(outputs=4, kernel=5, bias=False), ReLU(), MaxPool(size=2),
+                Linear(outputs=9), ReLU(),
+            ),
+        ),
     ],
-    ids=["convnet", "alexnet"],
+    ids=["convnet", "alexnet", "chain"],
 )  # fmt: skip
 def test_logits_are_torch_s(spec):
     model = build_model(spec, seed=3)

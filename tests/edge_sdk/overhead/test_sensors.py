@@ -113,7 +113,8 @@ def test_a_machine_without_sensors_says_why_for_every_kind(nothing):
     assert all(m.reason and m.remedy for m in missing)
     sampler = Sampler(sysfs=nothing, run=no_command)
     for value in (
-        sampler.no_power("J"), sampler.temperature(0, 1), sampler.clock(0, 1), sampler.throttling(0, 1),
+        sampler.no_power("J"), sampler.temperature(0, 1), sampler.clock(0, 1),
+        sampler.throttling(0, 1),
     ):  # fmt: skip
         assert value.kind == "absent"
         assert value.reason
