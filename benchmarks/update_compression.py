@@ -18,24 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import idx_files
 import numpy as np
-import numpy.typing as npt
 from compression_results import LAST, OTHER_ORDER, REFERENCE, draw, print_table, table
+from federated import (
+    PARTITIONS,
+    SETTINGS,
+    add_options,
+    load_images,
+    make_fleet,
+    run_rounds,
+    spec_of,
+)
 
-from edge_sdk.protocol.updates import decode_update, encode_update
 from edge_sdk.runtime import ProgramFile
-from edge_sdk.training import Dataset, accuracy, make_partition, train
-from models import ModelSpec
-from server_toolkit.rounds.fedavg import federated_average
-
-MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training images
-SETTINGS = (
-    "width", "devices", "partition", "alpha", "images", "test_images", "rounds", "epochs",
-    "batch_size", "learning_rate", "momentum",
-)  # fmt: skip
-
-Flat = npt.NDArray[np.float32]
+from edge_sdk.training import Dataset, accuracy
 
 
 @dataclass(frozen=True)
@@ -55,14 +51,13 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class World:
-    """What all runs of one seed share."""
+class Shared:
+    """What all runs share: the programs, all training images, and test images."""
 
     training: ProgramFile
     evaluation: ProgramFile
-    devices: list[Dataset]
+    images: Dataset
     test: Dataset
-    start: Flat
 
 
 def arms(encodings: list[str]) -> list[Arm]:
@@ -76,91 +71,49 @@ def judged_rounds(rounds: int) -> list[int]:
     return [n for n in range(1, rounds + 1) if n <= 4 or n % 4 == 0 or n > rounds - LAST]
 
 
-def federated_run(world: World, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def federated_run(shared: Shared, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds; return accuracy at `judged_rounds` and what all devices had sent by then.
 
     Bytes are those of the updates; messages and the chunks' headers add under 0.1 %. What they are
     compared with is the raw float32 tensor: four bytes a parameter.
     """
-    layout, weights = world.training.layout, world.start
-    residuals: list[Flat | None] = [None] * len(world.devices)
+    program = shared.training
+    fleet = make_fleet(program.spec, shared.images, seed, args, args.partition)
     accuracies, uploaded, sizes = [], [], []
     judged = judged_rounds(args.rounds)
-    for number in range(args.rounds):
-        updates = []
-        for i, dataset in enumerate(world.devices):
-            result = train(
-                world.training,
-                weights,
-                dataset,
-                epochs=args.epochs,
-                batch_size=args.batch_size,
-                learning_rate=args.learning_rate,
-                momentum=args.momentum,
-                weight_decay=0.0,
-                proximal_mu=0.0,
-                seed=seed + 1000 * (arm.shuffle + 2 * (number * len(world.devices) + i)),
-                threads=1,
-            )
-            encoded = encode_update(
-                result.weights - weights, layout, arm.encoding, residual=residuals[i]
-            )
-            if arm.feedback:
-                residuals[i] = encoded.residual
-            sizes.append(len(encoded.data))
-            updates.append((result.samples, decode_update(encoded.data, layout, arm.encoding)))
-        weights = federated_average(weights, updates)
-        if number + 1 in judged:
-            accuracies.append(accuracy(world.evaluation, weights, world.test, threads=1))
+    rounds = run_rounds(
+        program, fleet, seed, args, encoding=arm.encoding, feedback=arm.feedback, order=arm.shuffle
+    )
+    for number, found in enumerate(rounds, start=1):
+        sizes += found.sizes
+        if number in judged:
+            accuracies.append(accuracy(shared.evaluation, found.weights, shared.test, threads=1))
             uploaded.append(sum(sizes))
+    size = 4 * program.layout.size
     return {
         "arm": arm.name,
         "seed": seed,
         "accuracy": accuracies,
         "uploaded_bytes": uploaded,
-        "bytes_of_fp32": float(np.mean(sizes)) / (4 * layout.size),
-        "largest_update_of_fp32": max(sizes) / (4 * layout.size),
+        "bytes_of_fp32": float(np.mean(sizes)) / size,
+        "largest_update_of_fp32": max(sizes) / size,
     }
 
 
-class Worlds:
-    """Makes the programs once, and for each seed the devices' images and first weights."""
+def prepare(args: argparse.Namespace) -> Shared:
+    """Export the programs and read the images."""
+    from edge_sdk.export import evaluation_program, training_program
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        from edge_sdk.export import evaluation_program, training_program
-
-        self._args = args
-        self._spec = ModelSpec(
-            channels=1, image_size=32, classes=10, width=args.width, mean=(MEAN,), std=(STD,)
-        )
-        self._images = idx_files.load(args.data, "train").fit_to(self._spec)
-        test = idx_files.load(args.data, "test").fit_to(self._spec)
-        self._test = test.subset(np.arange(min(args.test_images, len(test))))
-        self._training = training_program(self._spec)
-        self._evaluation = evaluation_program(self._spec, batch=16)
-
-    def world(self, seed: int) -> World:
-        """Return the same world for the same seed."""
-        from models.networks import build_model, flat_parameters
-
-        rng = np.random.default_rng(seed)
-        shares = make_partition(
-            self._images.labels,
-            [f"device-{i}" for i in range(self._args.devices)],
-            kind=self._args.partition,
-            seed=seed,
-            alpha=self._args.alpha,
-            indices=rng.permutation(len(self._images))[: self._args.images],
-        )
-        devices = [self._images.subset(indices) for indices in shares.values()]
-        start = flat_parameters(build_model(self._spec, seed=seed))
-        return World(self._training, self._evaluation, devices, self._test, start)
+    spec = spec_of(args.width)
+    images, test = load_images(args.data, spec, args.test_images)
+    return Shared(training_program(spec), evaluation_program(spec, batch=16), images, test)
 
 
 def main() -> None:
     """Run what is missing, print the table, write JSON and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="directory of the four IDX files")
+    add_options(parser)
+    parser.add_argument("--partition", choices=PARTITIONS, default="dirichlet")
     parser.add_argument("--json", type=Path, help="results; continued if it is there")
     parser.add_argument("--figure", type=Path, help="draw the curves (.png or .svg)")
     parser.add_argument(
@@ -168,19 +121,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--devices", type=int, default=10)
-    parser.add_argument("--partition", choices=("dirichlet", "iid"), default="dirichlet")
-    parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet draw")
-    parser.add_argument("--images", type=int, default=3000, help="of all devices together")
-    parser.add_argument("--test-images", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--momentum", type=float, default=0.9)
     args = parser.parse_args()
 
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in ("width", "partition", *SETTINGS)}
     result: dict[str, Any] = {"settings": settings, "runs": []}
     if args.json and args.json.exists():
         result = json.loads(args.json.read_text(encoding="utf-8"))
@@ -194,11 +137,11 @@ def main() -> None:
         for arm in arms(args.encodings)
         if (seed, arm.name) not in there
     ]
-    shared = Worlds(args) if missing else None
+    shared = prepare(args) if missing else None
     began = time.monotonic()
     for done, (seed, arm) in enumerate(missing, start=1):
         assert shared is not None
-        run = federated_run(shared.world(seed), arm, seed, args)
+        run = federated_run(shared, arm, seed, args)
         result["runs"].append(run)
         if args.json:
             args.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
