@@ -6,7 +6,6 @@ program leaves without being run by the device's own runtime on random and on re
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,29 +13,22 @@ from itertools import zip_longest
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from edge_sdk.errors import GradientGateError
+from edge_sdk.export import reference
+from edge_sdk.export.reference import Float32, Float64
 from edge_sdk.export.rounded_layers import round_layers
 from edge_sdk.runtime import GateResult, Program, ProgramFile
 from models import ModelSpec
 from models.networks import Network, build_model, flat_parameters, load_flat
 
 TOLERANCE = 1e-4
-IMAGES = "images"  # the name of their gradient among the parameters'
-# Below this part of the whole gradient's norm, a true gradient counts as zero.
-NEGLIGIBLE = 1e-9
-# float32 cannot tell on which side of zero an activation this small lies.
-KINK = 4e-6
 # Where float32 and float64 fall to different sides of a rounding boundary, an activation differs by
 # a whole step. In noise few do; in large areas of one colour all do together, so noise is the test.
 ROUNDED_TOLERANCE = 1e-2
 # Far enough to leave the initialisation, not so far that the loss, and all gradients, vanish.
 TRAINED_STEPS, STEP_LENGTH = 5, 0.05
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,12 +44,10 @@ class _Case:
 def check(file: ProgramFile, *, tolerance: float = TOLERANCE) -> ProgramFile:
     """Return `file` with what was measured; raises `GradientGateError` naming the worst tensor.
 
-    An error is the norm of the difference over the norm of the float64 gradient. Where the true
-    gradient is zero, the norm of all gradients takes its place. ReLU has no gradient at
-    zero: where an error is over the tolerance, the part that activations within `KINK` of zero
-    explain is taken off. The same holds for an attack program's gradient of the images, and for
-    an evaluation program's logits. A quantized program is held to it while its ranges are empty,
-    and to `ROUNDED_TOLERANCE` with the ranges that it observes in noise.
+    `reference.gradient_errors` says what an error is, and what is taken off that float32 cannot
+    decide. The same holds for an attack program's gradient of the images; of an evaluation program
+    the logits are compared. A quantized program is held to it while its ranges are empty, and to
+    `ROUNDED_TOLERANCE` with the ranges that it observes in noise.
     """
     program = file.load_program()
     try:
@@ -120,28 +110,15 @@ def _shapes(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Float
 
 
 def _trained(model: Network, images: Float32, labels: Float32) -> Float32:
+    parameters = dict(model.named_parameters())
     for _ in range(TRAINED_STEPS):
-        gradients = _reference(model, images, labels)[2]
-        del gradients[IMAGES]
-        norm = np.sqrt(sum(np.sum(g**2) for g in gradients.values()))
+        gradients = reference.run(model.layers(), images, labels).gradients
+        length = np.sqrt(sum(np.sum(gradients[name] ** 2) for name in parameters))
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.sub_(torch.from_numpy(gradients[name]), alpha=float(STEP_LENGTH / norm))
+            for name, parameter in parameters.items():
+                step = torch.from_numpy(gradients[name])
+                parameter.sub_(step, alpha=float(STEP_LENGTH / length))
     return flat_parameters(model)
-
-
-def _reference(
-    model: Network, images: Float32, labels: Float32
-) -> tuple[float, Float64, dict[str, Float64]]:
-    """Return summed loss, logits and gradients of a float64 model, `IMAGES` among them."""
-    model.zero_grad()
-    pixels = torch.from_numpy(images).double().requires_grad_()
-    logits = model(pixels)
-    loss = -(torch.from_numpy(labels).double() * logits.log_softmax(dim=1)).sum()
-    torch.autograd.backward(loss)
-    leaves = {**dict(model.named_parameters()), IMAGES: pixels}
-    gradients = {n: cast(torch.Tensor, leaf.grad).numpy() for n, leaf in leaves.items()}
-    return loss.item(), logits.detach().numpy(), gradients
 
 
 def _run(file: ProgramFile, program: Program, case: _Case) -> list[Float32]:
@@ -167,31 +144,28 @@ def _errors(
     model = build_model(file.spec).double()
     load_flat(model, case.flat)
     round_layers(model, dict(zip_longest(file.ranges, case.ranges)))
-    loss, logits, truth = _reference(model, case.images, case.labels)
+    layers = model.layers()
+    truth = reference.run(layers, case.images, case.labels)
     if file.kind == "evaluation":
-        return {"logits": _relative(outputs[0], logits, 0.0)}, []
-
+        return {"logits": _relative(outputs[0], truth.logits)}, []
     errors = {
-        "loss": _relative(outputs[0], np.array([loss]), 0.0),
-        "logits": _relative(outputs[1], logits, 0.0),
-    }
-    named = _gradients(file, outputs[2:])
-    truth = {name: truth[name] for name in named}
-    whole = float(np.sqrt(sum(np.sum(g**2) for g in truth.values())))
-    errors |= {name: _relative(named[name], g, whole) for name, g in truth.items()}
-    if any(errors[name] > tolerance for name in truth):
-        low, high = _at_kinks(model, case, -KINK), _at_kinks(model, case, KINK)
-        for name, g in truth.items():
-            if errors[name] > tolerance:
-                explained = _relative(g + (high[name] - low[name]), g, whole)
-                errors[name] = max(errors[name] - explained, 0.0)
+        "loss": _relative(outputs[0], np.array([truth.loss])),
+        "logits": _relative(outputs[1], truth.logits),
+    } | reference.gradient_errors(
+        _gradients(file, outputs[2:]),
+        layers,
+        case.images,
+        case.labels,
+        truth=truth,
+        tolerance=tolerance,
+    )
     return errors, ranges
 
 
 def _gradients(file: ProgramFile, outputs: list[Float32]) -> dict[str, Float32]:
     """Return what a training or an attack program gave, by name and in torch's shapes."""
     if file.kind == "attack":
-        return {IMAGES: outputs[0].transpose(0, 3, 1, 2)}
+        return {reference.IMAGES: outputs[0].transpose(0, 3, 1, 2)}
     found = iter(outputs)
     gradients = [
         next(found) if taken else np.zeros(p.program_shape, np.float32)
@@ -200,19 +174,9 @@ def _gradients(file: ProgramFile, outputs: list[Float32]) -> dict[str, Float32]:
     return file.layout.split(file.from_program(gradients))
 
 
-def _at_kinks(model: Network, case: _Case, threshold: float) -> dict[str, Float64]:
-    """Return the gradients with every ReLU's kink moved from zero to `threshold`."""
-    moved = copy.deepcopy(model)
-    for name, layer in moved.features.named_children():
-        if isinstance(layer, torch.nn.ReLU):
-            setattr(moved.features, name, torch.nn.Threshold(threshold, 0.0))
-    return _reference(moved, case.images, case.labels)[2]
-
-
-def _relative(found: npt.NDArray[np.floating], truth: Float64, whole: float) -> float:
-    norm = float(np.linalg.norm(truth))
-    difference = float(np.linalg.norm(found.astype(np.float64) - truth))
-    scale = norm if norm > NEGLIGIBLE * whole else whole
+def _relative(found: Float32, truth: Float64) -> float:
+    scale = reference.norm(truth)
+    difference = reference.norm(found.astype(np.float64) - truth)
     return difference / scale if scale else difference
 
 

@@ -55,6 +55,9 @@ def init(
         ),
     ] = None,
     micro_batch: Annotated[int, typer.Option(help="Images in one step of the program.")] = 4,
+    quantized: Annotated[
+        bool, typer.Option(help="Let devices train with simulated int8 weights and activations.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of training.")] = 0,
     host: Annotated[str, typer.Option(help="The MQTT broker's host.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The MQTT broker's port.")] = 1883,
@@ -65,7 +68,8 @@ def init(
         raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
     if not all(math.isfinite(value) for value in [*(mean or []), *(std or [])]):
         raise ConfigError("--mean and --std must be finite numbers")
-    if (model is None) != (classes is not None and image_size is not None):
+    given = [classes is not None, image_size is not None]
+    if any(given) if model is not None else not all(given):
         raise ConfigError("give --model, or else both --classes and --image-size")
     try:
         if model is not None:
@@ -93,6 +97,7 @@ def init(
         host=json.dumps(host),
         port=port,
         micro_batch=micro_batch,
+        quantized=json.dumps(quantized),
         seed=seed,
     )
     # Made beside and renamed at the end, so that an interrupted `init` leaves nothing behind.
@@ -119,7 +124,11 @@ def _make(directory: Path, text: str) -> str:
     program = directory / "programs" / "training.program"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own code
-        training_program(spec, micro_batch=config.training.micro_batch).save(program)
+        training_program(
+            spec,
+            micro_batch=config.training.micro_batch,
+            quantized=config.training.quantized,
+        ).save(program)
     weights = flat_parameters(build_model(spec, seed=config.training.seed))
     (directory / "keys").mkdir(mode=0o700)
     key = create_key(directory / "keys" / "server.key")
