@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import subprocess
@@ -259,11 +260,9 @@ def test_what_does_not_fit_is_named_before_the_work(change, message):
         inference_program(convnet(), good.pop("weights"), precision="int8", **good)
 
 
-def test_the_classifier_takes_only_inference_programs_and_images_that_fit(
-    program, small_evaluation_program, digits
-):
+def test_the_classifier_takes_only_inference_programs_and_images_that_fit(program, digits):
     with pytest.raises(ConfigError, match="no weights inside"):
-        Classifier(small_evaluation_program)
+        Classifier(dataclasses.replace(program("fp32"), kind="evaluation"))
     with Classifier(program("fp32")) as classifier:
         for images in (digits.images[0], digits.images[:2, :, 1:], digits.images[:2].astype("f8")):
             with pytest.raises(ConfigError, match="expected"):
