@@ -22,7 +22,7 @@ from server_toolkit.demo.settings import set_values
 from server_toolkit.ledger import Ledger
 
 DEVICE = "cam-01"
-IMAGES = 512
+IMAGES = 2000
 ROUNDS = 3
 POLL_S, SETTLE_S, TIMEOUT_S = 0.1, 2.5, 300
 MODULES = {"agent": "edge_sdk.agent.agent", "numpy": "numpy", "python": "sys"}

@@ -8,7 +8,6 @@ SGD with momentum.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import resource
 import sys
@@ -37,30 +36,27 @@ class Watch:
     """Takes time, loss and page faults after every step, the heap's size and peak memory twice."""
 
     def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self.stamps: list[float] = []
-        self.losses: list[float] = []
-        self._faults: list[int] = []
-        self._heap: list[int] = []
-        self._peak_mb: list[float] = []
+        # Made before the first step: what grows meanwhile is not the watch's own.
+        self._stamps, self._losses = np.zeros(steps), np.zeros(steps)
+        self._faults = np.zeros(steps, np.int64)
+        self._heap, self._peak_mb = [heap_bytes()] * 2, [peak_rss_mb()] * 2
 
     def __call__(self, step: int, loss: float) -> None:
         """Note the end of a step; memory after the warm-up and before the program is closed."""
-        self.stamps.append(time.perf_counter())
-        self.losses.append(loss)
-        self._faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        if step in (WARM_UP_STEPS, self._steps):
-            self._heap.append(heap_bytes())
-            self._peak_mb.append(peak_rss_mb())
+        self._stamps[step - 1] = time.perf_counter()
+        self._losses[step - 1] = loss
+        self._faults[step - 1] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        if step in (WARM_UP_STEPS, len(self._stamps)):
+            last = step != WARM_UP_STEPS
+            self._peak_mb[last] = peak_rss_mb()
+            self._heap[last] = heap_bytes()
 
     def result(self) -> dict[str, Any]:
         """Return the milliseconds of every step after the warm-up, and what grew meanwhile."""
-        times = [1e3 * (b - a) for a, b in itertools.pairwise(self.stamps)][WARM_UP_STEPS:]
-        faults = [b - a for a, b in itertools.pairwise(self._faults)][WARM_UP_STEPS:]
         return {
-            "step_ms": times,
-            "losses": self.losses,
-            "page_faults": faults,
+            "step_ms": (1e3 * np.diff(self._stamps))[WARM_UP_STEPS:].tolist(),
+            "losses": self._losses.tolist(),
+            "page_faults": np.diff(self._faults)[WARM_UP_STEPS:].tolist(),
             "heap_growth_bytes": self._heap[1] - self._heap[0],
             "peak_growth_mb": self._peak_mb[1] - self._peak_mb[0],
         }

@@ -85,6 +85,7 @@ class Gradients:
         """Write images as NHWC and labels as one-hot rows; rows left over stay zero and count 0."""
         self._rows.fill(0)
         for row, index in enumerate(indices):
-            np.divide(self._pixels[index], self._white, out=self._images[row])
+            self._images[row] = self._pixels[index]
             self._rows[row, self._labels[index]] = 1
         self._images[len(indices) :] = 0
+        self._images /= self._white
