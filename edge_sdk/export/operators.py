@@ -26,6 +26,13 @@ _SCHEMAS = (
     "quantized_convolution_input_gradient(Tensor dz, Tensor weight, int kernel, int height,"
     " int width, Tensor x, Tensor range, Tensor steps)"
     " -> (Tensor dx, Tensor padded, Tensor packed)",
+    "int8_convolution(Tensor x, Tensor weight, Tensor? bias, int kernel, Tensor range)"
+    " -> (Tensor z, Tensor rows, Tensor planes, Tensor packed, Tensor sums, Tensor observed,"
+    " Tensor used, Tensor steps, Tensor scales)",
+    "int8_weight_gradient(Tensor dz, Tensor planes, Tensor used, int kernel, int inputs)"
+    " -> (Tensor dweight, Tensor rounded, Tensor sums, Tensor scales, Tensor inverse_steps)",
+    "int8_input_gradient(Tensor dz, Tensor weight, int kernel, Tensor x, Tensor used, Tensor steps)"
+    " -> (Tensor dx, Tensor rows, Tensor packed, Tensor sums, Tensor factors, Tensor scales)",
     "bias_gradient(Tensor dz) -> Tensor dbias",
     "activation(Tensor z, Tensor? scale, Tensor? shift, float epsilon, bool relu, int pool,"
     " int pool_size) -> (Tensor y, Tensor statistics)",
@@ -114,6 +121,64 @@ def _quantized_convolution_input_gradient(
     return _convolution_input_gradient(dz, weight, kernel, height, width)
 
 
+INT8_SLACK_BYTES = 256
+
+
+def _int8_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, range: Tensor
+) -> tuple[Tensor, ...]:
+    batch, height, width, inputs = x.shape
+    terms, outputs = weight.shape
+    frame = (height + kernel - 1) * (width + kernel - 1) * inputs
+    return (
+        x.new_empty(batch, height, width, outputs),
+        x.new_empty(batch * frame, dtype=torch.uint8),
+        x.new_empty(batch * frame + INT8_SLACK_BYTES, dtype=torch.uint8),
+        *_int8_packed(terms, outputs, x),
+        x.new_empty(batch, 2),
+        torch.empty_like(range),
+        x.new_empty(outputs),
+        x.new_empty(outputs),
+    )
+
+
+def _int8_weight_gradient(
+    dz: Tensor, planes: Tensor, used: Tensor, kernel: int, inputs: int
+) -> tuple[Tensor, ...]:
+    batch, height, width, outputs = dz.shape
+    size = batch * height * -(-width // 4) * 4 * outputs
+    return (
+        dz.new_empty(kernel * kernel * inputs, outputs),
+        dz.new_empty(size + INT8_SLACK_BYTES, dtype=torch.int8),
+        dz.new_empty(batch, outputs, dtype=torch.int32),
+        dz.new_empty(outputs),
+        dz.new_empty(outputs),
+    )
+
+
+def _int8_input_gradient(
+    dz: Tensor, weight: Tensor, kernel: int, x: Tensor, used: Tensor, steps: Tensor
+) -> tuple[Tensor, ...]:
+    batch, height, width, outputs = dz.shape
+    frame = (height + kernel - 1) * (width + kernel - 1) * outputs
+    return (
+        torch.empty_like(x),
+        dz.new_empty(batch * frame, dtype=torch.uint8),
+        *_int8_packed(kernel * kernel * outputs, x.shape[-1], dz),
+        dz.new_empty(batch, outputs),
+        dz.new_empty(batch, x.shape[-1]),
+    )
+
+
+def _int8_packed(terms: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for a weight in panels of bytes, and for its columns' sums."""
+    padded = -(-columns // 64) * 64
+    return (
+        like.new_empty(terms * padded, dtype=torch.int8),
+        like.new_empty(padded, dtype=torch.int32),
+    )
+
+
 def _bias_gradient(dz: Tensor) -> Tensor:
     return dz.new_empty(dz.shape[-1])
 
@@ -166,6 +231,9 @@ for _shapes in (
     _convolution_weight_gradient,
     _convolution_input_gradient,
     _quantized_convolution_input_gradient,
+    _int8_convolution,
+    _int8_weight_gradient,
+    _int8_input_gradient,
     _bias_gradient,
     _activation,
     _activation_backward,

@@ -1,9 +1,7 @@
-// Chooses the instruction set once, at the first use.
+// Chooses the kernels by what the processor has.
 #include "kernels.h"
 
-#include <atomic>
-#include <cstring>
-#include <string>
+#include "choice.h"
 
 namespace trajsyn {
 
@@ -34,42 +32,12 @@ const Kernels* const kBestFirst[] = {
     &kBaseline,
 };
 
-const Kernels* best() {
-  for (const Kernels* table : kBestFirst) {
-    if (is_supported(*table)) return table;
-  }
-  return &kBaseline;
-}
-
-std::atomic<const Kernels*> chosen{nullptr};
+Choice<Kernels> choice(kBestFirst, is_supported);
 
 }  // namespace
 
-const Kernels& kernels() {
-  const Kernels* table = chosen.load(std::memory_order_acquire);
-  if (table == nullptr) chosen.store(table = best(), std::memory_order_release);
-  return *table;
-}
-
-const char* supported_kernels() {
-  static const std::string names = [] {
-    std::string text;
-    for (const Kernels* table : kBestFirst) {
-      if (is_supported(*table)) text += (text.empty() ? "" : " ") + std::string(table->name);
-    }
-    return text;
-  }();
-  return names.c_str();
-}
-
-bool select_kernels(const char* name) {
-  for (const Kernels* table : kBestFirst) {
-    if (std::strcmp(table->name, name) == 0 && is_supported(*table)) {
-      chosen.store(table, std::memory_order_release);
-      return true;
-    }
-  }
-  return false;
-}
+const Kernels& kernels() { return choice.get(); }
+const char* supported_kernels() { return choice.names(); }
+bool select_kernels(const char* name) { return choice.select(name); }
 
 }  // namespace trajsyn

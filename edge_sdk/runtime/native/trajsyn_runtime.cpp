@@ -27,6 +27,7 @@
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
+#include "int8_kernels.h"
 #include "kernels.h"
 #include "thread_pool.h"
 
@@ -290,12 +291,15 @@ int trajsyn_threads() {
 
 // The instruction sets that training can use here, the fastest first, with spaces between.
 const char* trajsyn_instruction_sets() { return trajsyn::supported_kernels(); }
+const char* trajsyn_int8_instruction_sets() { return trajsyn::supported_int8_kernels(); }
 
-// Uses another one from the next call on; fails where the processor lacks it.
+// Uses another one of either list from the next call on; fails where the processor lacks it.
 int trajsyn_set_instruction_set(const char* name) {
   return guarded([&] {
     std::unique_lock<std::shared_mutex> lock(pool_mutex);
-    if (!trajsyn::select_kernels(name)) throw std::runtime_error("not on this processor");
+    if (!trajsyn::select_kernels(name) && !trajsyn::select_int8_kernels(name)) {
+      throw std::runtime_error("not on this processor");
+    }
   });
 }
 
