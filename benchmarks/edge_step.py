@@ -1,7 +1,7 @@
 """What a local training step costs on this machine, against eager and compiled PyTorch.
 
-    python benchmarks/edge_step.py --json edge_step.json          all configurations, 15 minutes
-    python benchmarks/edge_step.py --quick --json edge_step.json  only the headline's, 3 minutes
+    python benchmarks/edge_step.py --json edge_step.json          all configurations, 20 minutes
+    python benchmarks/edge_step.py --quick --json edge_step.json  only the headline's, 4 minutes
 
 Every measurement is a fresh process pinned to its cores, with as many threads. The arms take turns,
 so that a disturbance hits all of them; compare only numbers of one run. docs/performance.md defines

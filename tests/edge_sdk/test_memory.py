@@ -24,7 +24,8 @@ def peak_mb():
 file = ProgramFile.load(sys.argv[1])
 rng = np.random.default_rng(0)
 shape = (4 * 60, file.spec.channels, file.spec.image_size, file.spec.image_size)
-data = Dataset(rng.integers(256, size=shape, dtype=np.uint8), rng.integers(10, size=len(range(shape[0]))), 10)
+pixels = rng.integers(256, size=shape, dtype=np.uint8)
+data = Dataset(pixels, rng.integers(10, size=len(pixels)), 10)
 start = rng.normal(0, 0.05, file.layout.size).astype(np.float32)
 after = {}
 
