@@ -120,7 +120,9 @@ def _make_fleet(run: Path, device: Path, spec: ModelSpec, *, batch_size: int, th
 
 def _call(module: str, *arguments: Any) -> None:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildError(f"{module} {arguments[0]}: {done.stderr[-2000:]}")
 
 
 def _wait(processes: Processes, names: list[str], until: Callable[[], Any]) -> None:

@@ -134,10 +134,13 @@ class Bench:
             return list(names.result()["names"])
 
     def _export(self, request: dict[str, Any]) -> dict[str, Any]:
-        done = ask("prepare", request)
+        try:
+            done = ask("prepare", request)
+        except ChildError as error:
+            done = {"skipped": dict.fromkeys(request["micro_batches"], str(error).strip())}
         self.skipped |= done["skipped"]
         for name, reason in done["skipped"].items():
-            self.say(f"without {name}: {reason[:100]}")
+            self.say(f"without {name}: {reason.splitlines()[-1][:100]}")
         return done
 
     def run(
