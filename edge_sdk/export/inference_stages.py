@@ -18,6 +18,7 @@ SUPPORTED = (
     "Normalize first, Conv2d without groups and padded with zeros, GroupNorm with as many groups "
     "as channels, ReLU, AvgPool2d and MaxPool2d without padding, Flatten with Linear at the end"
 )
+SMALLEST_SCALE = 1e-6  # of a norm; below it a channel is its shift and nothing else
 
 
 class Chain(nn.Module):
@@ -99,6 +100,28 @@ class InstanceNorm(nn.Module):
         return centred * (torch.rsqrt(variance + self.eps) * self.scale) + self.shift
 
 
+class NormReluPool(InstanceNorm):
+    """Instance norm, ReLU and average pool, with the norm's scale applied to the small result.
+
+    Needs a positive scale a: relu(a x) = a relu(x), so one pass over the large tensor is saved.
+    """
+
+    def __init__(self, layer: nn.GroupNorm, pool: nn.AvgPool2d) -> None:
+        super().__init__(layer)
+        self.scale = self.scale.abs().clamp(min=SMALLEST_SCALE)
+        self.shift = self.shift / self.scale
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, clip and pool."""
+        centred = x - x.mean((2, 3), keepdim=True)
+        variance = (centred * centred).mean((2, 3), keepdim=True) + self.eps
+        inverse = torch.rsqrt(variance)
+        clipped = torch.relu(centred + self.shift * (variance * inverse))
+        pooled: Tensor = self.pool(clipped)
+        return pooled * (self.scale * inverse)
+
+
 class FlattenLinear(nn.Module):
     """Flatten and a fully connected layer."""
 
@@ -119,7 +142,8 @@ class FlattenLinear(nn.Module):
 def stages_of(network: Network) -> list[nn.Module]:
     """Return the network's stages; raises `UnsupportedLayerError` naming the layer.
 
-    A convolution's bias is left out where an instance norm behind it cancels it.
+    A convolution's bias is left out where an instance norm behind it cancels it. Its sign is
+    turned where the norm's scale is negative, as `NormReluPool` needs it.
     """
     layers = network.layers()
     stages: list[nn.Module] = []
@@ -134,6 +158,14 @@ def stages_of(network: Network) -> list[nn.Module]:
             relu = isinstance(following, nn.ReLU)
             stages.append(Convolution(layer, bias=not _is_instance_norm(following), relu=relu))
             used += relu
+        elif isinstance(layer, nn.GroupNorm) and _can_merge(layers, index):
+            convolution, pool = stages[-1], layers[index + 2][1]
+            assert isinstance(convolution, Convolution)
+            assert isinstance(pool, nn.AvgPool2d)
+            sign = torch.where(layer.weight.detach() < 0, -1.0, 1.0)
+            convolution.weight = convolution.weight * sign.view(-1, 1, 1, 1)
+            stages.append(NormReluPool(layer, pool))
+            used = 3
         elif isinstance(layer, nn.GroupNorm) and _is_instance_norm(layer):
             stages.append(InstanceNorm(layer))
         elif isinstance(layer, nn.ReLU) or _is_plain_pool(layer):
@@ -156,6 +188,16 @@ def _pads_with_zeros(layer: nn.Conv2d) -> bool:
 def _is_instance_norm(layer: nn.Module | None) -> bool:
     return (
         isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels and layer.affine
+    )
+
+
+def _can_merge(layers: list[tuple[str, nn.Module]], index: int) -> bool:
+    """Say whether convolution, instance norm, ReLU and average pool lie around `index`."""
+    kinds = [type(layer) for _, layer in layers[index - 1 : index + 3]]
+    return (
+        kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU, nn.AvgPool2d]
+        and _is_instance_norm(layers[index][1])
+        and _is_plain_pool(layers[index + 2][1])
     )
 
 

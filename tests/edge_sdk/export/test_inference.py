@@ -135,6 +135,20 @@ def test_scaling_channels_before_a_norm_changes_nothing(trained, digits):
     assert (found - expected).norm() < 0.03 * expected.norm()
 
 
+def test_norm_scales_may_be_negative_tiny_or_zero(trained, digits):
+    odd = build_model(trained.spec)
+    odd.load_state_dict(trained.state_dict())
+    factors = torch.tensor([-1.0, 1.0, 0.0, 1e-9, -1e-5, 1e-3, -1.0, -2.0]).repeat(2)
+    with torch.no_grad():
+        for index in range(3):
+            odd.features.get_submodule(f"norm{index}").weight.mul_(factors)
+            odd.features.get_submodule(f"norm{index}").bias.add_(0.1)
+        images = torch.from_numpy(digits.images[:32])
+        expected = odd(images)
+        found = Chain(stages_of(odd))(images.permute(0, 2, 3, 1))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize(
     ("low", "high", "scale", "zero"),
     [
