@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from edge_sdk.export.blocks import Block
+from edge_sdk.export.blocks import Block, Int8ConvolutionBlock
 from edge_sdk.export.blocks import quantized as blocks_with_int8
 from edge_sdk.export.chain import blocks_of
 from edge_sdk.export.gate import check
@@ -27,17 +27,19 @@ _UNCHECKED = GateResult(max_relative_error=0.0, tolerance=0.0, worst="")
 
 
 def training_program(
-    spec: ModelSpec, *, micro_batch: int = 4, quantized: bool = False
+    spec: ModelSpec, *, micro_batch: int = 4, quantized: bool = False, int8_arithmetic: bool = False
 ) -> ProgramFile:
     """Return the program of one training step on `micro_batch` images; takes seconds.
 
-    With `quantized` the step simulates int8 weights and activations (`blocks.QuantizedBlock`).
+    With `quantized` the step simulates int8 weights and activations (`blocks.QuantizedBlock`), with
+    `int8_arithmetic` large convolutions multiply in int8 too (`blocks.Int8ConvolutionBlock`).
     Raises `UnsupportedLayerError` for a layer without a block, `GradientGateError` for gradients
     that differ from float64 autograd, `RuntimeLibraryError` where the runtime is not built.
     """
     blocks = blocks_of(build_model(spec))
-    chain = blocks_with_int8(blocks) if quantized else blocks
-    return check(export("training", spec, chain, micro_batch))
+    if quantized or int8_arithmetic:
+        blocks = blocks_with_int8(blocks, int8_arithmetic=int8_arithmetic)
+    return check(export("training", spec, blocks, micro_batch))
 
 
 def attack_program(spec: ModelSpec, *, micro_batch: int = 4) -> ProgramFile:
@@ -73,5 +75,6 @@ def export(kind: Kind, spec: ModelSpec, blocks: Sequence[Block], batch: int) -> 
         gate=_UNCHECKED,
         parameters=parameters,
         ranges=tuple(ranges),
+        int8_arithmetic=any(isinstance(block, Int8ConvolutionBlock) for block in blocks),
         pte=pte,
     )

@@ -146,10 +146,17 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(names.decode().split())
 
 
+def int8_instruction_sets() -> tuple[str, ...]:
+    """Return the same for int8 arithmetic."""
+    names: bytes = _library().trajsyn_int8_instruction_sets()
+    return tuple(names.decode().split())
+
+
 def set_instruction_set(name: str) -> None:
-    """Compute with other kernels than the fastest; raises `ValueError` where there are none."""
+    """Compute with other kernels of either kind; raises `ValueError` where there are none."""
     if _library().trajsyn_set_instruction_set(name.encode()):
-        raise ValueError(f"{name!r}: this processor has {', '.join(instruction_sets())}")
+        known = ", ".join(instruction_sets() + int8_instruction_sets())
+        raise ValueError(f"{name!r}: this processor has {known}")
 
 
 def _pointers(
@@ -200,6 +207,7 @@ def _library() -> ctypes.CDLL:
     library.trajsyn_execute.argtypes = [ctypes.c_void_p, pointers, pointers]
     library.trajsyn_set_threads.argtypes = [ctypes.c_uint32]
     library.trajsyn_instruction_sets.restype = ctypes.c_char_p
+    library.trajsyn_int8_instruction_sets.restype = ctypes.c_char_p
     library.trajsyn_set_instruction_set.argtypes = [ctypes.c_char_p]
     library.trajsyn_last_error.restype = ctypes.c_char_p
     return library

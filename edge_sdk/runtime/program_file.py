@@ -103,7 +103,9 @@ class ProgramFile:
 
     A training program with `ranges` simulates int8: behind the parameters it takes the least and
     the largest input `(2,)` of each layer that it names, and behind the gradients it gives those
-    that it saw in each image, `(micro_batch, 2)`. An empty range, `(1, -1)`, rounds nothing.
+    that it saw in each image, `(micro_batch, 2)`. An empty range, `(1, -1)`, rounds nothing. With
+    `int8_arithmetic` its large convolutions multiply in int8, and an empty range there is the
+    batch's own.
     """
 
     kind: Kind
@@ -113,6 +115,7 @@ class ProgramFile:
     parameters: tuple[ProgramParameter, ...]
     pte: bytes
     ranges: tuple[str, ...] = ()
+    int8_arithmetic: bool = False
     inference: InferenceResult | None = None
 
     @cached_property
@@ -186,6 +189,7 @@ class ProgramFile:
             parameters=self.parameters,
             sha256=hashlib.sha256(self.pte).hexdigest(),
             ranges=self.ranges,
+            int8_arithmetic=self.int8_arithmetic,
             inference=self.inference,
         )
         text = json.dumps(dataclasses.asdict(description), sort_keys=True)
@@ -219,6 +223,7 @@ class ProgramFile:
             parameters=description.parameters,
             pte=pte,
             ranges=description.ranges,
+            int8_arithmetic=description.int8_arithmetic,
             inference=description.inference,
         )
         result._check(description)
@@ -257,6 +262,8 @@ class ProgramFile:
                 raise ProtocolError(f"{p.name}: {p.form.view} is no view of {p.shape}")
         if self.ranges and (self.kind != "training" or len(set(self.ranges)) < len(self.ranges)):
             raise ProtocolError(f"ranges do not fit a program of kind {self.kind}")
+        if self.int8_arithmetic and not self.ranges:
+            raise ProtocolError("int8 arithmetic without ranges")
         is_inference = self.kind == "inference"
         if is_inference != (self.inference is not None) or (is_inference and any(self.is_input)):
             raise ProtocolError(f"the description does not fit a program of kind {self.kind}")
@@ -288,6 +295,7 @@ class _Description:
     parameters: tuple[ProgramParameter, ...]
     sha256: str
     ranges: tuple[str, ...] = ()
+    int8_arithmetic: bool = False
     inference: InferenceResult | None = None
 
 
