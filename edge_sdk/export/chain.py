@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -15,17 +16,12 @@ from edge_sdk.export.blocks import (
     Norm,
     NormalizeBlock,
 )
-from edge_sdk.export.operators import AVERAGE_POOL, MAX_KERNEL, MAX_POOL, NO_POOL
+from edge_sdk.export.operators import AVERAGE_POOL, MAX_POOL, NO_POOL
+from edge_sdk.export.supported import judge
+from models.layers import Shape
 from models.networks import Network, Normalize
 
 Layers = Sequence[tuple[str, nn.Module]]
-Shape = tuple[int, int, int]  # channels, height, width
-
-SUPPORTED = (
-    "Normalize as the first layer, Conv2d with an odd square kernel, stride 1 and as much padding "
-    f"as keeps the size (kernel up to {MAX_KERNEL}), GroupNorm with as many groups as channels, "
-    "ReLU, AvgPool2d and MaxPool2d of squares that do not overlap, Flatten and Linear"
-)
 
 
 def blocks_of(network: Network) -> list[Block]:
@@ -36,91 +32,87 @@ def blocks_of(network: Network) -> list[Block]:
 
 def blocks_of_layers(layers: Layers, shape: Shape) -> list[Block]:
     """Return the blocks of named layers for images of `shape`; errors as `blocks_of`."""
-    blocks: list[Block] = []
+    return [block for block, _ in blocks_and_layers(layers, shape)]
+
+
+def blocks_and_layers(layers: Layers, shape: Shape) -> list[tuple[Block, list[str]]]:
+    """Return each block with the names of its layers; errors as `blocks_of`.
+
+    `shape` is (channels, height, width).
+    """
+    require_supported(layers, shape)
+    found: list[tuple[Block, list[str]]] = []
+    pixels = (shape[0], shape[1], shape[2])  # flattening is left to the next linear layer
     rest = list(layers)
     while rest:
-        block, used, shape = _next_block(rest, shape, first=not blocks)
-        if block is not None:
-            blocks.append(block)
+        name, layer = rest[0]
+        following = rest[1][1] if len(rest) > 1 else None
+        used = 1
+        if isinstance(layer, Normalize):
+            found.append((NormalizeBlock(layer.mean.flatten(), layer.std.flatten()), [name]))
+        elif isinstance(layer, nn.Conv2d):
+            # The norm takes a bias out again.
+            bias = layer.bias is not None and not isinstance(following, nn.GroupNorm)
+            inputs, outputs = layer.in_channels, layer.out_channels
+            block = ConvolutionBlock(name, inputs, outputs, layer.kernel_size[0], bias=bias)
+            found.append((block, [name]))
+            pixels = (outputs, *pixels[1:])
+        elif isinstance(layer, nn.Linear):
+            outputs, bias = layer.out_features, layer.bias is not None
+            found.append((LinearBlock(name, pixels, outputs, bias=bias), [name]))
+            pixels = (outputs, 1, 1)
+        elif not isinstance(layer, nn.Flatten):
+            activation, used = _activation(rest)
+            found.append((activation, [n for n, _ in rest[:used]]))
+            size = activation.pool_size
+            pixels = (pixels[0], pixels[1] // size, pixels[2] // size)
         rest = rest[used:]
-    return blocks
+    return found
 
 
-def _next_block(layers: Layers, shape: Shape, *, first: bool) -> tuple[Block | None, int, Shape]:
-    """Return the first block, how many layers it takes and the shape behind it."""
-    name, layer = layers[0]
-    following = layers[1][1] if len(layers) > 1 else None
-    if isinstance(layer, Normalize) and first:
-        return NormalizeBlock(layer.mean.flatten(), layer.std.flatten()), 1, shape
-    if isinstance(layer, nn.Conv2d) and _keeps_size(layer):
-        # The norm takes a bias out again.
-        bias = layer.bias is not None and not _is_instance_norm(following)
-        kernel = layer.kernel_size[0]
-        block = ConvolutionBlock(name, layer.in_channels, layer.out_channels, kernel, bias=bias)
-        return block, 1, (layer.out_channels, *shape[1:])
-    if isinstance(layer, nn.Flatten) and isinstance(following, nn.Linear | nn.Flatten):
-        return None, 1, shape
+def require_supported(layers: Layers, shape: Shape) -> None:
+    """Raise `UnsupportedLayerError` for the first layer that has no block, with what to do."""
+    for index, (name, layer) in enumerate(layers):
+        verdict = judge(layer, shape, first=index == 0)
+        if verdict.problem:
+            raise UnsupportedLayerError(
+                f"layer {name}, {layer}, has no training block: {verdict.problem}; {verdict.advice}"
+            )
+        shape = shape_behind(layer, shape)
+    if not layers or not isinstance(layers[-1][1], nn.Linear):
+        raise UnsupportedLayerError("the last layer must be Linear, with an output for each class")
+
+
+def shape_behind(layer: nn.Module, shape: Shape) -> Shape:
+    """Return what a supported layer makes of `shape`."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, *shape[1:]
     if isinstance(layer, nn.Linear):
-        outputs, bias = layer.out_features, layer.bias is not None
-        return LinearBlock(name, shape, outputs, bias=bias), 1, (outputs, 1, 1)
-    return _activation(layers, shape)
+        return (layer.out_features,)
+    if isinstance(layer, nn.Flatten):
+        return (math.prod(shape),)
+    if isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
+        size = _size(layer)
+        return shape[0], shape[1] // size, shape[2] // size
+    return shape
 
 
-def _activation(layers: Layers, shape: Shape) -> tuple[Block, int, Shape]:
-    """Return the longest run of norm, ReLU and pooling, in this order, as one block."""
+def _activation(layers: Layers) -> tuple[ActivationBlock, int]:
+    """Return the longest run of norm, ReLU and pooling, in this order, and how many they are."""
     used, norm, relu, pool, size = 0, None, False, NO_POOL, 1
-    name, layer = layers[used]
-    if _is_instance_norm(layer):
-        assert isinstance(layer, nn.GroupNorm)
+    name, layer = layers[0]
+    if isinstance(layer, nn.GroupNorm):
         norm, used = Norm(name, layer.num_channels, layer.eps), 1
     if used < len(layers) and isinstance(layers[used][1], nn.ReLU):
         relu, used = True, used + 1
-    if used < len(layers) and (found := _pool_size(layers[used][1], shape)):
-        pool = MAX_POOL if isinstance(layers[used][1], nn.MaxPool2d) else AVERAGE_POOL
-        size, used = found, used + 1
-    if used == 0:
-        raise UnsupportedLayerError(
-            f"layer {name}, {layer}, has no training block; supported are: {SUPPORTED}"
-        )
-    shape = (shape[0], shape[1] // size, shape[2] // size)
-    return ActivationBlock(norm=norm, relu=relu, pool=pool, pool_size=size), used, shape
+    if used < len(layers):
+        layer = layers[used][1]
+        if isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
+            pool = MAX_POOL if isinstance(layer, nn.MaxPool2d) else AVERAGE_POOL
+            size, used = _size(layer), used + 1
+    return ActivationBlock(norm=norm, relu=relu, pool=pool, pool_size=size), used
 
 
-def _keeps_size(layer: nn.Conv2d) -> bool:
-    kernel = layer.kernel_size[0]
-    same = (layer.kernel_size == (kernel, kernel)) and kernel % 2 == 1 and kernel <= MAX_KERNEL
-    margin = kernel // 2
-    padding = (0, 0) if layer.padding == "valid" else layer.padding
-    return (
-        same
-        and layer.stride == (1, 1)
-        and padding in ((margin, margin), "same")
-        and layer.dilation == (1, 1)
-        and layer.groups == 1
-        and (layer.padding_mode == "zeros" or margin == 0)
-    )
-
-
-def _is_instance_norm(layer: nn.Module | None) -> bool:
-    return (
-        isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels and layer.affine
-    )
-
-
-def _pool_size(layer: nn.Module, shape: Shape) -> int:
-    """Return the side of the squares that `layer` pools, 0 where it is no such layer."""
-    if not isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
-        return 0
-    size = _pair(layer.kernel_size)
-    plain = size[0] == size[1] and _pair(layer.stride) == size and _pair(layer.padding) == (0, 0)
-    if isinstance(layer, nn.AvgPool2d):
-        plain = plain and layer.divisor_override is None
-    else:
-        plain = plain and _pair(layer.dilation) == (1, 1) and not layer.return_indices
-    fits = min(shape[1:]) >= size[0] and size[0] <= 64
-    whole = not layer.ceil_mode or all(side % size[0] == 0 for side in shape[1:])
-    return size[0] if plain and fits and whole else 0
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _size(pool: nn.AvgPool2d | nn.MaxPool2d) -> int:
+    size = pool.kernel_size
+    return size if isinstance(size, int) else size[0]
