@@ -27,7 +27,7 @@ def final_accuracy(run: dict[str, Any]) -> float:
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each arm: bytes as a part of raw float32 tensors, accuracy, difference.
 
-    The difference is to fp32 of the same seed, in points; a mean with its smallest and largest.
+    The differences are to fp32 of the same seed, in points.
     """
     reference = {r["seed"]: final_accuracy(r) for r in runs if r["arm"] == REFERENCE}
     rows = []
@@ -43,9 +43,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "largest_update_of_fp32": max(r["largest_update_of_fp32"] for r in of_arm),
                 "uploaded_megabytes": float(np.mean(megabytes)),
                 "final_accuracy": 100 * float(np.mean(final)),
-                "difference": float(np.mean(differences)),
-                "difference_low": min(differences),
-                "difference_high": max(differences),
+                "differences": differences,
             }
         )
     return rows
@@ -56,16 +54,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print("| arm | bytes / raw fp32 | largest update | MB in all | accuracy, % | against fp32 |")
     print("|---|---|---|---|---|---|")
     for r in rows:
-        spread = f"{r['difference_low']:+.2f} to {r['difference_high']:+.2f}"
         print(
             f"| {r['arm']} | {r['bytes_of_fp32']:.4f} | {r['largest_update_of_fp32']:.4f} | "
             f"{r['uploaded_megabytes']:.2f} | {r['final_accuracy']:.2f} | "
-            f"{r['difference']:+.2f} ({spread}) |"
+            f"{', '.join(f'{d:+.2f}' for d in r['differences'])} |"
         )
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy over uploaded bytes: quantised on the left, largest entries on the right."""
+    """Draw mean accuracy over uploaded bytes, the seeds' range shaded: quantised, largest."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -73,35 +70,36 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
     found = by_arm(runs)
     encodings = list(dict.fromkeys(n.split(",")[0] for n in found if not n.startswith("fp32")))
-    colour_of = {e: colours[i % len(colours)] for i, e in enumerate(encodings)} | {"fp32": "black"}
+    colour_of = dict(zip(encodings, colours, strict=False)) | {"fp32": "black"}
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, title in zip(
-        figure.subplots(1, 2, sharey=True), ("quantised", "largest"), strict=True
-    ):
-        for name, of_arm in found.items():
-            encoding = name.split(",")[0]
-            if name == OTHER_ORDER or (
-                encoding != "fp32" and encoding.startswith("topk") == (title == "quantised")
-            ):
-                continue
-            megabytes = np.mean([r["uploaded_bytes"] for r in of_arm], axis=0) / 1e6
-            percent = 100 * np.array([r["accuracy"] for r in of_arm])
-            plain = name.endswith("no feedback")
+    left, right = figure.subplots(1, 2, sharey=True, sharex=True)
+    left.set_title("every parameter, rounded", fontsize=11)
+    right.set_title("the largest entries only", fontsize=11)
+    left.set_ylabel("test accuracy, %")
+    for name, of_arm in found.items():
+        encoding = name.split(",")[0]
+        if name == OTHER_ORDER:
+            continue
+        megabytes = np.mean([r["uploaded_bytes"] for r in of_arm], axis=0) / 1e6
+        percent = 100 * np.array([r["accuracy"] for r in of_arm])
+        control = name.endswith("no feedback")
+        panels = [right if encoding.startswith("topk") else left]
+        for axes in [left, right] if encoding == "fp32" else panels:
             axes.plot(
                 megabytes, percent.mean(axis=0), color=colour_of[encoding], label=name,
-                lw=1.3 if plain else 2, ls="--" if plain else "-",
+                lw=1.2 if control else 2, ls="--" if control else "-",
             )  # fmt: skip
             axes.fill_between(
                 megabytes, percent.min(axis=0), percent.max(axis=0),
                 color=colour_of[encoding], alpha=0.12, lw=0,
             )  # fmt: skip
+    best = max(100 * max(r["accuracy"]) for r in runs)
+    for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_ylim(best - 35, best + 1)
         axes.set_xlabel("uploaded by all devices so far, MB")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    first = figure.axes[0]
-    first.set_ylabel("test accuracy, %")
-    best = max(100 * max(r["accuracy"]) for r in runs)
-    first.set_ylim(best - 35, best + 1)
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)

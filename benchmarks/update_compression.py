@@ -60,10 +60,11 @@ class Shared:
     test: Dataset
 
 
-def arms(encodings: list[str]) -> list[Arm]:
-    """Return the reference, chance, and every encoding with and without error feedback."""
+def arms(encodings: list[str], *, controls: bool) -> list[Arm]:
+    """Return the reference, chance, and every encoding; as `controls` without feedback too."""
     found = [Arm("fp32", feedback=True), Arm("fp32", feedback=True, shuffle=1)]
-    return found + [Arm(e, feedback) for e in encodings for feedback in (True, False)]
+    feedback = (True, False) if controls else (True,)
+    return found + [Arm(e, f) for e in encodings for f in feedback]
 
 
 def judged_rounds(rounds: int) -> list[int]:
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--encodings", nargs="+", default=["int8", "int4", "topk-0.1", "topk-0.05", "topk-0.01"]
     )
+    parser.add_argument("--no-controls", action="store_true", help="feedback in every run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=16)
     args = parser.parse_args()
@@ -134,7 +136,7 @@ def main() -> None:
     missing = [
         (seed, arm)
         for seed in range(args.seeds)
-        for arm in arms(args.encodings)
+        for arm in arms(args.encodings, controls=not args.no_controls)
         if (seed, arm.name) not in there
     ]
     shared = prepare(args) if missing else None
