@@ -38,7 +38,7 @@ where none answers, energy is absent and the report says what to do. See docs/ov
 exit codes: 0 done, 1 uploads differ or an arm failed, 2 wrong options, 5 native library unusable,
 130 interrupted (what was measured is written, marked as not complete)
 """
-QUICK = {"steps": 6, "repeats": 1, "tax_s": 3.0, "idle_s": 2.0}
+QUICK = {"steps": 6, "repeats": 1, "tax_s": 2.0, "idle_s": 2.0}
 FULL = {"steps": 12, "repeats": 3, "tax_s": 10.0, "idle_s": 5.0}
 ARMS = ("federated", "trajsyn", "pgd7", "pgd10", "dp_sgd")
 
@@ -229,7 +229,7 @@ def _broker(text: str | None) -> Any:
 
 def _print(document: dict[str, Any]) -> None:
     """Print the main values as a table."""
-    from edge_sdk.overhead.report import show
+    from edge_sdk.overhead.report import BUSY_LOAD, show
 
     columns = ("step", "p95", "step CPU", "round", "bytes up", "peak memory", "step energy")
     print(f"\n{'':<31}" + "".join(f"{c:>12}" for c in columns))
@@ -255,10 +255,14 @@ def _print(document: dict[str, Any]) -> None:
         )
     for row in document["tax"].values():
         if "latency_p99" in row:
+            steps = row["steps_per_s"]
+            trained = "" if steps["value"] is None else f", {steps['value']:.1f} steps/s trained"
             print(
-                f"foreground loop, training with {row['title']}: median "
-                f"{show(row['latency_median'])}, p99 {show(row['latency_p99'])}, "
-                f"{show(row['steps_per_s'])} steps trained"
+                f"foreground loop beside {row['title']}: median {show(row['latency_median'])}, "
+                f"p99 {show(row['latency_p99'])}{trained}"
             )
+    load = document["machine"]["load_before"]["value"]
+    if load > BUSY_LOAD:
+        print(f"the machine was busy before (load {load:.1f} a core): compare only within this run")
     if document["power"]["sensor"]["value"] is None:
         print("energy is absent: no power sensor answers; --report says what to do")

@@ -25,6 +25,7 @@ ROUND_PARTS = {
     "publish": "publish",
 }
 REST = "rest"
+BUSY_LOAD = 0.25  # load average a core from which a warning is due
 RATIOS = {
     "step_time": "time of a step",
     "step_cpu": "CPU time of a step",
@@ -131,7 +132,7 @@ def _warnings(document: Tree) -> str:
         notes.append("This run was interrupted or parts of it failed; what is missing says so.")
     notes += document["failures"]
     load = document["machine"]["load_before"]["value"]
-    if load is not None and load > 0.25:
+    if load is not None and load > BUSY_LOAD:
         notes.append(
             f"The machine was busy before the run (load {number(load)} a core): compare only "
             "values of this page with each other."

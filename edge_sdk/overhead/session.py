@@ -247,6 +247,10 @@ class Session:
                 result = child.finish() | {"server": facts}
             result["started_s"] = child.started_s
         self.raw.arms.setdefault(arm.name, []).append(result)
+        verdict = (result["server"]["release"] or {}).get("verdict")
+        if arm.gets_release and verdict != "running":
+            reason = (result["server"]["release"] or {}).get("reason")
+            self.raw.failures[arm.title] = f"the release was not installed ({verdict}): {reason}"
         shutil.rmtree(directory)
 
     def _tax(self, name: str, budget: Budget | None) -> None:
