@@ -22,7 +22,7 @@ exit codes:
   1 another error               6 bad message or file from the other side
   2 wrong option, file or data  7 the device's own files are damaged
   3 layer not supported         8 no usable release
-  4 gradient gate not passed    130 interrupted
+  4 export gate not passed      130 interrupted
 """
 
 
