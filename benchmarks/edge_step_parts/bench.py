@@ -21,6 +21,7 @@ from models import ModelSpec
 # costs eager about a third. An untuned baseline flatters everything else.
 TUNED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 MICRO_BATCHES = (1, 4, 16)
+FORMS = {"fp32": "", "int8 simulated": "quantized", "int8 arithmetic": "int8_arithmetic"}
 CONTENDED_STEPS = 10
 # Losses of one start and one order of batches: float32 sums in another order differ by far less.
 LOSSES_AGREE = 1e-4
@@ -28,22 +29,25 @@ LOSSES_AGREE = 1e-4
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; `micro_batch` is 0 where torch runs the whole batch."""
+    """One way to train; `micro_batch` is 0 where torch runs the whole batch.
+
+    `option` is what `training_program` is asked for, nothing for fp32.
+    """
 
     name: str
     kind: str
     tuned: bool = False
     micro_batch: int = 0
-    quantized: bool = False
+    option: str = ""
 
 
 ARMS = (
     Arm("eager", "eager"),
     Arm("eager, tuned malloc", "eager", tuned=True),
     Arm("compile, tuned malloc", "compile", tuned=True),
-    *(Arm(f"program fp32, micro-batch {m}", "program", micro_batch=m) for m in MICRO_BATCHES),
     *(
-        Arm(f"program int8 simulated, micro-batch {m}", "program", micro_batch=m, quantized=True)
+        Arm(f"program {form}, micro-batch {m}", "program", micro_batch=m, option=option)
+        for form, option in FORMS.items()
         for m in MICRO_BATCHES
     ),
 )
@@ -114,10 +118,10 @@ class Bench:
             common = {"folder": str(self.folder), "spec": one.spec.to_dict(), "steps": one.steps}
             reference = {"kind": "reference", "name": name, "batch_sizes": sizes}
             tasks.append(lambda r=common | reference: ask("prepare", r))
-            for quantized in (False, True):
-                arms = [a for a in self.arms if a.kind == "program" and a.quantized == quantized]
+            for option in FORMS.values():
+                arms = [a for a in self.arms if a.kind == "program" and a.option == option]
                 wanted = {_program(one, arm): arm.micro_batch for arm in arms}
-                programs = {"kind": "programs", "quantized": quantized, "micro_batches": wanted}
+                programs = {"kind": "programs", "option": option, "micro_batches": wanted}
                 tasks.append(lambda r=common | programs: self._export(r))
         with ThreadPoolExecutor(len(self.cores)) as pool:
             request = {"kind": "products", "folder": str(self.folder)}
@@ -260,5 +264,6 @@ def _relative(found: list[float], truth: list[float]) -> list[float]:
 
 
 def _program(one: Configuration, arm: Arm) -> str:
-    form = "int8" if arm.quantized else "fp32"
-    return f"{one.network}-{form}-{arm.micro_batch}.tsp" if arm.kind == "program" else arm.name
+    if arm.kind != "program":
+        return arm.name
+    return f"{one.network}-{arm.option or 'fp32'}-{arm.micro_batch}.tsp"

@@ -32,10 +32,10 @@ def programs(spec: ModelSpec, folder: Path, request: dict[str, Any]) -> dict[str
     skipped: dict[str, str] = {}
     for name, micro_batch in request["micro_batches"].items():
         keywords: dict[str, Any] = {"micro_batch": micro_batch}
-        if request["quantized"]:
-            keywords["quantized"] = True
-            if "quantized" not in inspect.signature(training_program).parameters:
-                skipped[name] = "training_program takes no `quantized` yet"
+        if option := request["option"]:
+            keywords[option] = True
+            if option not in inspect.signature(training_program).parameters:
+                skipped[name] = f"training_program takes no `{option}`"
                 continue
         if (folder / name).exists():
             continue

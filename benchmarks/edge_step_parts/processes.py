@@ -46,6 +46,7 @@ def ask(
     The child keeps still after its answer, until its memory has been read from outside. Raises
     `ChildError` when it fails.
     """
+    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", f"{PACKAGE.name}.{module}", json.dumps(request)]
     with (
         tempfile.TemporaryFile("w+") as messages,
@@ -55,7 +56,7 @@ def ask(
             stdout=subprocess.PIPE,
             stderr=messages,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **(environment or {})},
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         ) as child,
     ):
