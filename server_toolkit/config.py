@@ -84,6 +84,7 @@ class TrainingSection(Section):
     proximal_mu: float = Field(default=0.0, ge=0, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     micro_batch: int = Field(default=4, ge=1, le=64)
+    quantized: bool = False
     encoding: Encoding = "int8"
 
     @field_validator("encoding")
@@ -99,7 +100,7 @@ class TrainingSection(Section):
     @property
     def settings(self) -> TrainingSettings:
         """The part that travels in a task."""
-        return TrainingSettings(**self.model_dump(exclude={"micro_batch", "encoding"}))
+        return TrainingSettings(**self.model_dump(exclude={"micro_batch", "quantized", "encoding"}))
 
 
 class RoundsSection(Section):

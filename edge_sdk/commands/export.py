@@ -27,8 +27,8 @@ def add_parser(
         help="make the program with which devices train or evaluate a model (needs torch)",
         description="Write the program file of a model. Its gradients are checked against float64 "
         "autograd first; a program that is off is refused.",
-        epilog="exit codes: 2 wrong options, 3 a layer that is not supported, 4 wrong gradients, "
-        "5 the native library is missing",
+        epilog="exit codes: 2 wrong options, 3 a layer that is not supported, 4 wrong gradients or "
+        "logits, 5 the native library is missing",
     )
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="convnet")
     parser.add_argument("--channels", type=int, required=True, help="of the input images")
@@ -41,6 +41,9 @@ def add_parser(
             f"--{name}", type=float, nargs="+", required=True, help=f"{meaning} each channel"
         )
     parser.add_argument("--micro-batch", type=int, default=4, help="images a run (default 4)")
+    parser.add_argument(
+        "--quantized", action="store_true", help="simulated int8 in a training program"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the file, usually *.tsp")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--evaluation", action="store_true", help="logits only, no gradients")
@@ -79,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     inference = ("weights", "precision", "calibration")
     if not args.inference and any(getattr(args, name) is not None for name in inference):
         raise ConfigError("--weights, --precision and --calibration belong to --inference")
+    if args.quantized and (args.evaluation or args.inference):
+        raise ConfigError(
+            "--quantized belongs to a training program; --inference takes --precision int8"
+        )
     if args.inference and args.weights is None:
         raise ConfigError("--inference needs --weights")
     if (args.precision == "int8") != (args.calibration is not None):
@@ -109,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.evaluation:
             file = evaluation_program(spec, batch=args.micro_batch)
         else:
-            file = training_program(spec, micro_batch=args.micro_batch)
+            file = training_program(spec, micro_batch=args.micro_batch, quantized=args.quantized)
     file.save(args.output)
     gate, seen = file.gate, file.inference
     agreement = (

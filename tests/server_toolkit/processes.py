@@ -25,6 +25,7 @@ def server_toml(**changes):
         "host": '"127.0.0.1"',
         "port": 1,
         "micro_batch": 4,
+        "quantized": "false",
         "seed": 0,
     }
     return SERVER_TOML.format(**(values | changes))

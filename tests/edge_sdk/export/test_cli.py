@@ -26,6 +26,24 @@ def test_the_command_writes_a_program_file(tmp_path, runtime, capsys):
     assert "tolerance 1e-04" in capsys.readouterr().out
 
 
+def test_the_command_writes_a_quantized_training_program(tmp_path, runtime):
+    path = tmp_path / "p.tsp"
+    size = ["--image-size", "4", "--width", "4", "--depth", "1", "--micro-batch", "1"]
+    args = parse(*OPTIONS, *size, "--output", str(path), "--quantized")
+    assert args.run(args) == 0
+    file = ProgramFile.load(path)
+    assert (file.kind, file.ranges) == ("training", ("features.conv0.range", "classifier.range"))
+
+
+@pytest.mark.parametrize("kind", ["--evaluation", "--inference"])
+def test_only_a_training_program_simulates_int8(tmp_path, kind):
+    args = parse(
+        *OPTIONS, "--image-size", "32", "--output", str(tmp_path / "p"), kind, "--quantized"
+    )
+    with pytest.raises(ConfigError, match="belongs to a training program"):
+        args.run(args)
+
+
 def test_images_too_small_for_the_pooling_are_a_user_error(tmp_path):
     args = parse(*OPTIONS, "--image-size", "7", "--output", str(tmp_path / "p.tsp"))
     with pytest.raises(ConfigError, match="norm2: the norm of a single pixel"):
