@@ -193,7 +193,7 @@ def _document(
         "format": FORMAT,
         "complete": raw.complete and not raw.failures,
         "interrupted": not raw.complete,
-        "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "options": asdict(plan) | {"arms": list(plan.arms)},
         "machine": machine_facts() | {"load_before": busy},
         "subject": {

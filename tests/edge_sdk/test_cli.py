@@ -34,7 +34,7 @@ def test_help_shows_first_steps_and_exit_codes():
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "agent", "status", "predict", "export"])
+@pytest.mark.parametrize("command", ["init", "agent", "status", "predict", "export", "bench"])
 def test_every_command_explains_itself(command):
     done = edge_sdk(command, "--help")
     assert done.returncode == 0

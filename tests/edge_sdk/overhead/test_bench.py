@@ -133,7 +133,7 @@ def test_adversarial_training_runs_the_attack_program_as_often_as_it_says(whole)
         name: document["arms"][name]["phases"]["attack"]["cpu_median"]["value"]
         for name in ("pgd7", "pgd10")
     }
-    assert 1.1 < cpu["pgd10"] / cpu["pgd7"] < 1.9  # 10/7, and what both do once
+    assert 1.05 < cpu["pgd10"] / cpu["pgd7"] < 2.2  # 10/7, and what both do once
 
 
 def test_a_constant_meter_gives_no_energy_above_idle(whole):
