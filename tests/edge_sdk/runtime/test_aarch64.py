@@ -14,20 +14,23 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_sdk.errors import RuntimeLibraryError
+from edge_sdk.export import inference_program, training_program
+from models import layout_of
 from tests.edge_sdk.conftest import convnet
+from tests.edge_sdk.runtime.run_program import labelled_images, start_weights
 from tools.wheels import build_wheel, executorch_for
 
 ROOT = Path(__file__).parents[3]
 CACHE = ROOT / "build"
-SCRIPT = Path(__file__).parent / "train_steps.py"
+SCRIPT = Path(__file__).parent / "run_program.py"
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 COMPILER = os.environ.get("CXX") or shutil.which("aarch64-linux-gnu-g++")
 # Raspberry Pi 3 and Zero 2 W, 4, and 5: only the last has dot-product instructions.
 PROCESSORS = ("cortex-a53", "cortex-a72", "cortex-a76")
-DOT_PRODUCT_KERNELS = list((ROOT / "edge_sdk/runtime/native").glob("*_neon_dotprod.cpp"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,31 +114,50 @@ def emulated(debian, packages, wheel, tmp_path_factory):
     return run
 
 
-def on_this_machine(*arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+def here_and_there(file, emulated, processor, folder, *arguments):
+    """What `run_program.py` says on this machine and on the emulated processor."""
+    path = folder / "a.program"
+    file.save(path)
+    command = (str(SCRIPT), str(path), *arguments)
+    here = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return done.stdout
-
-
-@pytest.mark.parametrize("processor", PROCESSORS)
-@pytest.mark.parametrize(("channels", "size", "width", "steps"), [(1, 16, 8, 12), (3, 32, 32, 4)])
-def test_the_losses_are_those_of_x86(
-    training_program, emulated, tmp_path, processor, channels, size, width, steps
-):
-    spec = convnet(channels=channels, image_size=size, width=width)
-    path = tmp_path / "step.program"
-    training_program(spec, 4).save(path)
-    arguments = (str(SCRIPT), str(path), str(steps))
-    here, there = (
-        json.loads(r) for r in (on_this_machine(*arguments), emulated(processor, *arguments))
-    )
+    there = json.loads(emulated(processor, *command))
     assert there["machine"] == "aarch64"
     assert str(ROOT) not in there["package"]
     assert {"torch", "executorch", "server_toolkit"}.isdisjoint(there["loaded"])
-    has_dot_product = any("dot" in name for name in there["instruction_sets"])
-    assert has_dot_product == (processor == "cortex-a76" and bool(DOT_PRODUCT_KERNELS))
     assert there["instruction_sets"][-1] == "neon"
-    assert len(there["losses"]) == steps
-    assert there["losses"][-1] < 0.9 * there["losses"][0]
-    assert there["losses"] == pytest.approx(here["losses"], rel=1e-5)
+    return json.loads(here.stdout), there
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(
+    ("channels", "size", "width", "quantized", "steps"),
+    [(1, 16, 8, False, 12), (1, 16, 8, True, 12), (3, 32, 32, False, 4)],
+)
+def test_the_losses_are_those_of_x86(
+    runtime, emulated, tmp_path, processor, channels, size, width, quantized, steps
+):
+    spec = convnet(channels=channels, image_size=size, width=width)
+    file = training_program(spec, quantized=quantized)
+    here, there = here_and_there(file, emulated, processor, tmp_path, str(steps))
+    assert len(there["values"]) == steps
+    assert there["values"][-1] < 0.9 * there["values"][0]
+    assert there["values"] == pytest.approx(here["values"], rel=1e-5)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_logits_are_those_of_x86(runtime, emulated, tmp_path, processor, precision):
+    spec = convnet()
+    file = inference_program(
+        spec,
+        start_weights(layout_of(spec)),
+        precision=precision,
+        calibration=labelled_images(spec)[0],
+    )
+    here, there = here_and_there(file, emulated, processor, tmp_path)
+    assert np.ptp(here["values"]) > 1
+    # int8: the rounding of a sum may differ by one step of its scale.
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    assert there["values"] == pytest.approx(here["values"], abs=tolerance)
