@@ -115,48 +115,79 @@ inline int rounded_weight(float weight, float step) {
   return static_cast<int>((q + kToInteger) - kToInteger);
 }
 
+inline Ints rounded_weights(Floats weights, Floats inverse_steps) {
+  return nearest(bounded(weights * inverse_steps, -127, 127));
+}
+
 void pack(const float* weight, int rows, int outputs, int panel, const float* steps,
           int8_t* packed, int32_t* sums) {
   const int first = panel * kPanel, count = least(kPanel, outputs - first);
-  for (int i = 0; i < kPanel; ++i) sums[i] = 0;
-  for (int row = 0; row < rows; row += kGroup) {
-    const float* from = weight + static_cast<ptrdiff_t>(row) * outputs + first;
-    int32_t* to = reinterpret_cast<int32_t*>(packed + static_cast<ptrdiff_t>(row) * kPanel);
-    for (int i = 0; i < kPanel; ++i) {
-      if (i >= count) {
-        to[i] = 0;
-        continue;
-      }
-      uint32_t word = 0;
+  for (int i = 0; i < kPanel; i += kLanes) {
+    const int lanes = least(kLanes, count - i);
+    const bool whole = lanes == kLanes;
+    Floats inverse = {};  // of columns beyond the last: everything rounds to 0
+    for (int lane = 0; lane < lanes; ++lane) inverse[lane] = 1 / steps[first + i + lane];
+    Ints total = {};
+    for (int row = 0; row < rows; row += kGroup) {
+      const float* from = weight + static_cast<ptrdiff_t>(row) * outputs + first + i;
+      Ints word = {};
       for (int k = 0; k < kGroup; ++k) {
-        const int q = rounded_weight(from[static_cast<ptrdiff_t>(k) * outputs + i], steps[first + i]);
-        word |= (static_cast<uint32_t>(q) & 255) << (8 * k);
-        sums[i] += q;
+        Floats values = {};
+        if (whole) {
+          values = load(from + static_cast<ptrdiff_t>(k) * outputs);
+        } else {
+          for (int lane = 0; lane < lanes; ++lane) {
+            values[lane] = from[static_cast<ptrdiff_t>(k) * outputs + lane];
+          }
+        }
+        const Ints q = rounded_weights(values, inverse);
+        word |= (q & 255) << (8 * k);
+        total += q;
       }
-      to[i] = static_cast<int32_t>(word);
+      store(reinterpret_cast<int32_t*>(packed) + static_cast<ptrdiff_t>(row / kGroup) * kPanel + i,
+            word);
     }
+    store(sums + i, total);
   }
 }
 
 void pack_transposed(const float* weight, const Convolution& shape, int panel, const float* steps,
                      int8_t* packed, int32_t* sums) {
   const int first = panel * kPanel, count = least(kPanel, shape.inputs - first);
-  const int outputs = shape.outputs;
+  const int outputs = shape.outputs, whole = outputs / kLanes * kLanes;
   for (int i = 0; i < kPanel; ++i) sums[i] = 0;
   for (int tap = 0; tap < shape.taps(); ++tap) {
     const ptrdiff_t row = static_cast<ptrdiff_t>(shape.taps() - 1 - tap) * shape.inputs + first;
-    int8_t* to = packed + static_cast<ptrdiff_t>(tap) * outputs * kPanel;
-    for (int i = 0; i < kPanel; ++i) {
-      const float* from = weight + (row + i) * outputs;
-      for (int o = 0; o < outputs; o += kGroup) {
+    Word* to = reinterpret_cast<Word*>(packed) +
+               static_cast<ptrdiff_t>(tap) * (outputs / kGroup) * kPanel;
+    for (int o = 0; o < whole; o += kLanes) {
+      const Floats inverse = 1 / load(steps + o);
+      for (int i = 0; i < count; ++i) {
+        const Ints q = rounded_weights(load(weight + (row + i) * outputs + o), inverse);
+        const Bytes bytes = __builtin_convertvector(q, Bytes);
+        uint32_t words[kLanes / kGroup];
+        __builtin_memcpy(words, &bytes, sizeof words);
+        for (int k = 0; k < kLanes / kGroup; ++k) {
+          to[static_cast<ptrdiff_t>(o / kGroup + k) * kPanel + i] = words[k];
+        }
+        int total = 0;
+        for (int lane = 0; lane < kLanes; ++lane) total += q[lane];
+        sums[i] += total;
+      }
+    }
+    for (int o = whole; o < outputs; o += kGroup) {
+      for (int i = 0; i < count; ++i) {
         uint32_t word = 0;
-        for (int k = 0; k < kGroup && i < count; ++k) {
-          const int q = rounded_weight(from[o + k], steps[o + k]);
+        for (int k = 0; k < kGroup; ++k) {
+          const int q = rounded_weight(weight[(row + i) * outputs + o + k], steps[o + k]);
           word |= (static_cast<uint32_t>(q) & 255) << (8 * k);
           sums[i] += q;
         }
-        *reinterpret_cast<Word*>(to + static_cast<ptrdiff_t>(o) * kPanel + i * kGroup) = word;
+        to[static_cast<ptrdiff_t>(o / kGroup) * kPanel + i] = word;
       }
+    }
+    for (int o = 0; o < outputs; o += kGroup) {
+      for (int i = count; i < kPanel; ++i) to[static_cast<ptrdiff_t>(o / kGroup) * kPanel + i] = 0;
     }
   }
 }

@@ -64,17 +64,24 @@ void pack(const float* weight, int rows, int outputs, int panel, int width,
 typedef float Four __attribute__((vector_size(16)));
 typedef float FourUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
 
-// Four weights, rounded where their columns' steps are given.
-inline Four four_weights(const float* from, const float* steps) {
-  Four values = *reinterpret_cast<const FourUnaligned*>(from);
-  if (steps == nullptr) return values;
-  for (int i = 0; i < 4; ++i) values[i] = rounded(values[i], steps[i]);
-  return values;
+// The steps of four columns, and whether there are any.
+struct FourSteps {
+  bool any;
+  Four step, inverse;
+};
+
+inline Four four_weights(const float* from, const FourSteps& steps) {
+  const Four values = *reinterpret_cast<const FourUnaligned*>(from);
+  if (!steps.any) return values;
+  Four q = values * steps.inverse;
+  q = q < Four{} - 127 ? Four{} - 127 : q;
+  q = q > Four{} + 127 ? Four{} + 127 : q;
+  return ((q + kToInteger) - kToInteger) * steps.step;
 }
 
 // Writes the transpose of four rows of four weights.
-inline void transpose_four(const float* from, ptrdiff_t from_row, const float* steps, float* to,
-                           ptrdiff_t to_row) {
+inline void transpose_four(const float* from, ptrdiff_t from_row, const FourSteps& steps,
+                           float* to, ptrdiff_t to_row) {
   const Four a = four_weights(from, steps);
   const Four b = four_weights(from + from_row, steps);
   const Four c = four_weights(from + 2 * from_row, steps);
@@ -104,9 +111,14 @@ void pack_transposed(const float* weight, const Convolution& shape, int panel, i
     const float* from = weight + row * outputs;
     float* to = packed + static_cast<ptrdiff_t>(tap) * outputs * width;
     for (int o = 0; o < columns; o += 4) {
+      FourSteps four{steps != nullptr, {}, {}};
+      if (four.any) {
+        four.step = *reinterpret_cast<const FourUnaligned*>(steps + o);
+        four.inverse = 1 / four.step;
+      }
       for (int i = 0; i < blocks; i += 4) {
-        transpose_four(from + static_cast<ptrdiff_t>(i) * outputs + o, outputs,
-                       steps == nullptr ? nullptr : steps + o, to + static_cast<ptrdiff_t>(o) * width + i, width);
+        transpose_four(from + static_cast<ptrdiff_t>(i) * outputs + o, outputs, four,
+                       to + static_cast<ptrdiff_t>(o) * width + i, width);
       }
     }
     for (int o = 0; o < outputs; ++o) {
@@ -122,21 +134,30 @@ void pack_transposed(const float* weight, const Convolution& shape, int panel, i
 
 void round_to(const Grid& grid, const float* values, ptrdiff_t count, float* rounded, float* low,
               float* high) {
-  float lowest[kLanes], highest[kLanes];
-  for (int i = 0; i < kLanes; ++i) lowest[i] = *low, highest[i] = *high;
-  const float floor = grid.is_empty ? -__builtin_inff() : -128;
-  const float ceiling = grid.is_empty ? __builtin_inff() : 127;
+  Vector lowest = splat(*low), highest = splat(*high);
+  const Vector floor = splat(-128), ceiling = splat(127), zero = splat(grid.zero_point);
+  Vector tail = lowest;
   for (ptrdiff_t at = 0; at < count; at += kLanes) {
-    const int lanes = count - at < kLanes ? static_cast<int>(count - at) : kLanes;
-    for (int i = 0; i < lanes; ++i) {
-      const float value = values[at + i];
-      lowest[i] = value < lowest[i] ? value : lowest[i];
-      highest[i] = value > highest[i] ? value : highest[i];
-      float q = value * grid.inverse_step + grid.zero_point;
+    const bool whole = at + kLanes <= count;
+    Vector value = tail;  // beyond the end: a value that changes nothing
+    if (whole) {
+      value = load(values + at);
+    } else {
+      for (ptrdiff_t i = at; i < count; ++i) value[i - at] = values[i];
+    }
+    lowest = value < lowest ? value : lowest;
+    highest = value > highest ? value : highest;
+    Vector result = value;
+    if (!grid.is_empty) {
+      Vector q = value * grid.inverse_step + zero;
       q = q < floor ? floor : q;  // NaN passes
       q = q > ceiling ? ceiling : q;
-      const float nearest = ((q + kToInteger) - kToInteger - grid.zero_point) * grid.step;
-      rounded[at + i] = grid.is_empty ? value : nearest;
+      result = ((q + kToInteger) - kToInteger - zero) * grid.step;
+    }
+    if (whole) {
+      store(rounded + at, result);
+    } else {
+      for (ptrdiff_t i = at; i < count; ++i) rounded[i] = result[i - at];
     }
   }
   for (int i = 0; i < kLanes; ++i) {
