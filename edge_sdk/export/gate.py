@@ -106,20 +106,20 @@ def _cases(spec: ModelSpec, batch: int) -> list[_Case]:
     model = build_model(spec, seed=0)
     random = _Case(flat_parameters(model), noise, soft)
 
-    shapes = _shapes(rng, shape)
+    drawn = shapes(rng, shape)
     hot = np.eye(spec.classes, dtype=np.float32)[rng.integers(spec.classes, size=batch)]
-    trained = _trained(model.double(), shapes, hot)
+    trained = _trained(model.double(), drawn, hot)
     if batch > 1:
         hot[-1] = 0  # a padding row among real ones
-    return [random, _Case(trained, shapes, hot)]
+    return [random, _Case(trained, drawn, hot)]
 
 
-def _shapes(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Float32:
+def shapes(rng: np.random.Generator, shape: tuple[int, ...]) -> Float32:
     """Bright blobs on black, as digits and many sensors give: large areas that are all equal."""
-    batch, channels, side, _ = shape
-    y, x = np.mgrid[:side, :side] / side
+    batch, channels, height, width = shape
+    y, x = np.mgrid[:height, :width]
     centre = rng.uniform(0.2, 0.8, (2, batch, channels, 1, 1))
-    distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
+    distance = (y / height - centre[0]) ** 2 + (x / width - centre[1]) ** 2
     blobs: Float32 = np.clip(1.5 - 25 * distance, 0, 1).astype(np.float32)
     return blobs
 

@@ -54,7 +54,7 @@ def run(layers: Layers, images: Float32, labels: Float32) -> Result:
     parameters = parameters_of(layers)
     dtype = next(iter(parameters.values())).dtype
     pixels = torch.from_numpy(images).to(dtype).requires_grad_()
-    logits = pixels
+    logits = pixels.clone()  # a layer may write to its input
     for _, layer in layers:
         logits = layer(logits)
     loss = -(torch.from_numpy(labels).to(dtype) * logits.log_softmax(dim=1)).sum()

@@ -47,6 +47,15 @@ class Form:
         if math.prod(self.view) != math.prod(self.shape) or min(self.view + self.shape) < 1:
             raise ValueError(f"{self.view} and {self.shape} differ in size")
 
+    def to_program(self, array: Float32) -> Float32:
+        """Return a parameter, or its gradient, as it lies in the program; perhaps a view."""
+        return array.reshape(self.view).transpose(self.axes).reshape(self.shape)
+
+    def from_program(self, array: Float32, shape: tuple[int, ...]) -> Float32:
+        """Return an array of the program in torch's shape; perhaps a view."""
+        permuted = array.reshape([self.view[a] for a in self.axes])
+        return permuted.transpose(np.argsort(self.axes)).reshape(shape)
+
 
 @dataclass(frozen=True)
 class ProgramParameter:
@@ -157,7 +166,7 @@ class ProgramFile:
             if form is None:
                 target[...] = array
             else:
-                target[...] = array.reshape(form.view).transpose(form.axes).reshape(form.shape)
+                target[...] = form.to_program(array)
             arrays.append(target)
         return arrays
 
@@ -171,8 +180,7 @@ class ProgramFile:
                     f"{parameter.name}: expected {parameter.program_shape}, got {array.shape}"
                 )
             if form is not None:
-                permuted = array.reshape([form.view[a] for a in form.axes])
-                array = permuted.transpose(np.argsort(form.axes)).reshape(parameter.shape)
+                array = form.from_program(array, parameter.shape)
             named[parameter.name] = array
         return self.layout.join(named)
 
