@@ -77,7 +77,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what.add_argument("--classes", type=int, default=10)
     what.add_argument(
         "--save-programs", type=Path, metavar="DIR",
-        help="only export the programs into DIR, to be copied to a device without torch",
+        help="only export the programs into DIR, to be copied to a device without torch; with "
+        "--program, for that program's network",
     )  # fmt: skip
 
     how = parser.add_argument_group("how much")
@@ -127,8 +128,11 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"{path}: there is no such folder")
     request = _request(options)
     if options.save_programs is not None:
+        from edge_sdk.overhead.subject import load_program_file
+
+        known = [load_program_file(path).spec for path in request.program]
         _say("exporting; this takes a minute")
-        for path in bench.save_programs(request.spec, options.save_programs):
+        for path in bench.save_programs(known[0] if known else request.spec, options.save_programs):
             print(path)
         return 0
     document = bench.run(request, say=_say)
@@ -153,11 +157,9 @@ def _say(text: str) -> None:
 
 def _request(options: argparse.Namespace) -> Any:
     from edge_sdk.overhead.bench import Request
-    from edge_sdk.overhead.session import Plan
+    from edge_sdk.overhead.plan import Plan
     from models import ModelSpec, SpecError
 
-    if options.program and options.config:
-        raise ConfigError("--program and --config both name a program; give one of them")
     if options.broker and options.no_broker:
         raise ConfigError("--broker and --no-broker exclude each other")
     defaults = QUICK if options.quick else FULL

@@ -18,21 +18,15 @@ from edge_sdk.errors import EdgeError, ReleaseError
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.overhead import subject
 from edge_sdk.overhead.broker import find_mosquitto, loopback_broker
+from edge_sdk.overhead.comparison import against, compare_uploads, tax
 from edge_sdk.overhead.conversation import check_broker
 from edge_sdk.overhead.machine import load_per_core, machine_facts, usable_cores
+from edge_sdk.overhead.plan import Arm, Budget, Plan, arms, budgets
+from edge_sdk.overhead.release_model import InstalledRelease, installed_release
 from edge_sdk.overhead.sampler import Sampler
-from edge_sdk.overhead.session import (
-    Arm,
-    Budget,
-    InstalledRelease,
-    Plan,
-    Session,
-    arms,
-    budgets,
-    installed_release,
-)
+from edge_sdk.overhead.session import Session
 from edge_sdk.overhead.subject import Images, Programs
-from edge_sdk.overhead.summary import Summary, against, compare_uploads, tax
+from edge_sdk.overhead.summary import Summary
 from edge_sdk.overhead.values import absent, derived, measured, to_json
 from models import ModelSpec
 
@@ -43,7 +37,7 @@ NEEDS = ("training", "attack", "private")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for. At most one of `program` and `config` names where programs are."""
+    """What the user asked for; with `config`, files of `program` add to the device's own."""
 
     plan: Plan
     program: tuple[Path, ...]
@@ -56,12 +50,17 @@ class Request:
 
 
 def find_programs(request: Request, directory: Path) -> Programs:
-    """Return the programs; what --config lacks is exported where that is possible."""
-    if request.program:
-        return subject.from_files(request.program)
+    """Return the programs; what the arms lack is exported where that is possible."""
+    plan, here = request.plan, directory / "programs"
+    wanted = {a.needs for a in arms(epsilon=0, step_size=0).values() if a.name in plan.arms}
+    needs = [need for need in NEEDS if need in wanted | {"training"}]
     if request.config is not None:
-        return subject.from_device(request.config)
-    return subject.exported(request.spec, directory / "programs", NEEDS)
+        found = subject.from_device(request.config, request.program)
+    elif request.program:
+        found = subject.from_files(request.program)
+    else:
+        return subject.exported(request.spec, here, needs)
+    return subject.with_exported(found, here, needs)
 
 
 def run(request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
@@ -226,8 +225,8 @@ def _arm(arm: Arm, summary: Summary, session: Session, programs: Programs) -> di
     if arm.needs in programs.why_not:
         reason = programs.why_not[arm.needs]
         remedy = (
-            "run `edge-sdk bench --save-programs DIR` with this network's options on a computer "
-            "with torch and give --program DIR/*.tsp"
+            "run `edge-sdk bench --save-programs DIR --program FILE.tsp` with the training program "
+            "on a computer with torch, and give --program DIR/*.tsp here"
         )
         return tree | {"absent": absent("arm", reason, remedy)}
     reason = session.raw.failures.get(arm.title, "it was not reached")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -14,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.agent.config import LoadedConfig
-from edge_sdk.errors import ReleaseError
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.overhead.conversation import DEVICE, converse
-from edge_sdk.overhead.onnx_model import onnx_bytes
+from edge_sdk.overhead.plan import Arm, Budget, Plan, arms
 from edge_sdk.overhead.processes import ArmError, Child
+from edge_sdk.overhead.release_model import InstalledRelease, inference_model
 from edge_sdk.overhead.server import add_blob
 from edge_sdk.overhead.subject import Images, Programs
 from edge_sdk.protocol.messages import (
@@ -30,89 +28,12 @@ from edge_sdk.protocol.messages import (
     TrainingSettings,
 )
 from edge_sdk.protocol.signing import create_key
-from edge_sdk.protocol.tensors import pack
 from edge_sdk.protocol.updates import encode_weights
-from models import ModelSpec
 
 Float32 = npt.NDArray[np.float32]
 
 ROUND_TIMEOUT_S = 3600.0
-REFERENCE_IMAGES = 16
 YEAR_S = 365 * 86400.0
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of being a client. `needs` names the program that it trains or attacks with."""
-
-    name: str
-    title: str
-    needs: str
-    training: dict[str, Any]
-    gets_release: bool = False
-
-
-def arms(*, epsilon: float, step_size: float) -> dict[str, Arm]:
-    """Return all arms, in the order in which they are shown."""
-
-    def pgd(steps: int) -> dict[str, Any]:
-        return {
-            "kind": "adversarial",
-            "epsilon": epsilon,
-            "step_size": step_size,
-            "attack_steps": steps,
-        }
-
-    private = {"kind": "private", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
-    plain = {"kind": "plain"}
-    return {
-        a.name: a
-        for a in (
-            Arm("federated", "federated client alone", "training", plain),
-            Arm("trajsyn", "with TrajSyn", "training", plain, gets_release=True),
-            Arm("pgd7", "adversarial training, PGD-7", "attack", pgd(7)),
-            Arm("pgd10", "adversarial training, PGD-10", "attack", pgd(10)),
-            Arm("dp_sgd", "DP-SGD", "private", private),
-        )
-    }
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What training may use beside a foreground loop; None in `BUDGETS` is no training."""
-
-    name: str
-    threads: int
-    niceness: int
-    duty_cycle: float
-
-
-def budgets(*, default_threads: int, all_threads: int) -> dict[str, Budget | None]:
-    """Return the budgets of the training tax: none, the agent's default, everything, half."""
-    return {
-        "none": None,
-        "default": Budget("default", default_threads, 10, 1.0),
-        "everything": Budget("everything", all_threads, 0, 1.0),
-        "half": Budget("half", default_threads, 10, 0.5),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How much is measured."""
-
-    threads: int
-    batch_size: int
-    steps: int
-    rounds: int
-    repeats: int
-    seed: int
-    arms: tuple[str, ...]
-    tax_s: float
-    rate_hz: float
-    idle_s: float
-    epsilon: float
-    step_size: float
 
 
 @dataclass
@@ -124,18 +45,6 @@ class Raw:
     idle: list[tuple[float, float]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
-
-
-@dataclass(frozen=True)
-class InstalledRelease:
-    """A release that this device has: its model and reference files, for the trajsyn arm."""
-
-    model: bytes
-    reference: bytes
-    precision: str
-    max_abs_diff: float
-    name: str
-    spec: ModelSpec
 
 
 class Session:
@@ -168,7 +77,7 @@ class Session:
         self._files.mkdir()
         spec = programs.training.spec
         self._base = add_blob(self._files, encode_weights(weights, programs.training.layout))
-        self.model_source, model, reference = _model(spec, weights, installed)
+        self.model_source, model, reference = inference_model(spec, weights, installed)
         self.model_path = directory / "model.onnx"
         self.model_path.write_bytes(model)
         self.precision = installed.precision if installed else "fp32"
@@ -351,52 +260,3 @@ class Session:
         path = directory / "device.toml"
         path.write_text(text, encoding="utf-8")
         return path
-
-
-def _model(
-    spec: ModelSpec, weights: Float32, installed: InstalledRelease | None
-) -> tuple[str, bytes, bytes]:
-    """Return where the inference model is from, its bytes and its reference file."""
-    if installed is not None:
-        source = f"the release {installed.name} installed here, {installed.precision}"
-        return source, installed.model, installed.reference
-    data = onnx_bytes(spec, weights)
-    images = np.random.default_rng(1).random(
-        (REFERENCE_IMAGES, spec.channels, spec.image_size, spec.image_size), dtype=np.float32
-    )
-    logits = _run_onnx(data, images)
-    reference = pack({"images": images, "logits_fp32": logits, "logits_int8": logits})
-    return "the network itself with seeded weights, fp32 ONNX", data, reference
-
-
-def _run_onnx(data: bytes, images: Float32) -> Float32:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    (name,) = [i.name for i in session.get_inputs()]
-    (logits,) = session.run(None, {name: images})
-    return np.asarray(logits, np.float32)
-
-
-def installed_release(config: LoadedConfig) -> InstalledRelease | None:
-    """Return the release that runs on this device, None if there is none; `ReleaseError` if bad."""
-    from edge_sdk.inference import InstalledModel, active_slot
-
-    if active_slot(config) is None:
-        return None
-    installed = InstalledModel.open(config)
-    slot = installed.slot
-    model = slot.model_path.read_bytes()
-    if hashlib.sha256(model).hexdigest() != slot.model_blob.sha256:
-        raise ReleaseError(f"{slot.model_path} changed while it was read")
-    return InstalledRelease(
-        model=model,
-        reference=slot.reference_path.read_bytes(),
-        precision=slot.precision,
-        max_abs_diff=slot.max_abs_diff,
-        name=f"{slot.release.name} version {slot.release.version}",
-        spec=installed.spec,
-    )

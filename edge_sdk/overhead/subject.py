@@ -45,16 +45,7 @@ class Programs:
 
 def from_files(paths: Sequence[Path]) -> Programs:
     """Sort program files by what they are; raises `ConfigError` if none can train."""
-    files: dict[Need, tuple[Path, ProgramFile]] = {}
-    for path in paths:
-        try:
-            file = ProgramFile.load(path)
-        except ProtocolError as error:
-            raise ConfigError(f"--program {error}") from error
-        need = _use(file)
-        if need is None:
-            raise ConfigError(f"--program {path}: a program of kind {file.kind} is of no use here")
-        files[need] = (path, file)
+    files = _load(paths)
     if "training" not in files and "private" in files:
         files["training"] = files["private"]
     if "training" not in files:
@@ -62,8 +53,30 @@ def from_files(paths: Sequence[Path]) -> Programs:
     return _complete(Programs(files, f"files: {', '.join(p.name for p in paths)}"))
 
 
-def from_device(config: LoadedConfig) -> Programs:
-    """Take the program that the server has sent to this device; raises `ConfigError`."""
+def _load(paths: Sequence[Path]) -> dict[Need, tuple[Path, ProgramFile]]:
+    files: dict[Need, tuple[Path, ProgramFile]] = {}
+    for path in paths:
+        file = load_program_file(path)
+        need = _use(file)
+        if need is None:
+            raise ConfigError(f"--program {path}: a program of kind {file.kind} is of no use here")
+        files[need] = (path, file)
+    return files
+
+
+def load_program_file(path: Path) -> ProgramFile:
+    """Read a file that the user named; raises `ConfigError`."""
+    try:
+        return ProgramFile.load(path)
+    except ProtocolError as error:
+        raise ConfigError(f"--program {error}") from error
+
+
+def from_device(config: LoadedConfig, others: Sequence[Path]) -> Programs:
+    """Take the program that the server has sent to this device; raises `ConfigError`.
+
+    `others` may hold an attack program and one of micro-batch 1 for the same network.
+    """
     found = []
     directory = config.state / "fetched"
     for path in sorted(directory.glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
@@ -78,8 +91,26 @@ def from_device(config: LoadedConfig) -> Programs:
             f"{directory} holds no training program: this device has not been given a task yet. "
             "Start the agent once while the server runs, or give --program FILE.tsp"
         )
-    path, file = found[0]
-    return _complete(Programs({"training": (path, file)}, f"the fleet's own, from {directory}"))
+    files = {n: f for n, f in _load(others).items() if n != "training"} | {"training": found[0]}
+    return _complete(Programs(files, f"the fleet's own, from {directory}"))
+
+
+def with_exported(programs: Programs, directory: Path, needs: Sequence[Need]) -> Programs:
+    """Export what is still needed for the same network, where torch and executorch are there."""
+    missing = [need for need in needs if need not in programs.files]
+    if not missing or not can_export():
+        return programs
+    try:
+        more = _export(programs.training.spec, directory, missing)
+    except EdgeError as error:
+        return replace(programs, why_not=programs.why_not | dict.fromkeys(missing, str(error)))
+    source = f"{programs.source}; exported here: {', '.join(missing)}"
+    return _complete(Programs(programs.files | more, source))
+
+
+def can_export() -> bool:
+    """Say whether programs can be exported on this machine."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "executorch"))
 
 
 def exported(spec: ModelSpec, directory: Path, needs: Sequence[Need]) -> Programs:
@@ -87,7 +118,7 @@ def exported(spec: ModelSpec, directory: Path, needs: Sequence[Need]) -> Program
 
     Raises `ConfigError` saying how else to get a program where they are not.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "executorch")):
+    if not can_export():
         raise ConfigError(
             "there is no program to measure. Either\n"
             "  - give --config device.toml of a device that has had a task from its server, or\n"
@@ -95,6 +126,12 @@ def exported(spec: ModelSpec, directory: Path, needs: Sequence[Need]) -> Program
             "'trajsyn[server]'), copy DIR here and give --program DIR/*.tsp, or\n"
             "  - install torch and executorch here: pip install 'trajsyn[server]'"
         )
+    return _complete(Programs(_export(spec, directory, needs), "exported here for this run"))
+
+
+def _export(
+    spec: ModelSpec, directory: Path, needs: Sequence[Need]
+) -> dict[Need, tuple[Path, ProgramFile]]:
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "edge_sdk.overhead.make_programs", str(directory)]
     command += [json.dumps(spec.to_dict()), *needs]
@@ -102,11 +139,8 @@ def exported(spec: ModelSpec, directory: Path, needs: Sequence[Need]) -> Program
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EdgeError(f"the programs could not be exported: {said}")
-    files = {}
-    for need in needs:
-        path = directory / f"{need}.tsp"
-        files[need] = (path, ProgramFile.load(path))
-    return _complete(Programs(files, "exported here for this run"))
+    paths = {need: directory / f"{need}.tsp" for need in needs}
+    return {need: (path, ProgramFile.load(path)) for need, path in paths.items()}
 
 
 def _use(file: ProgramFile) -> Need | None:

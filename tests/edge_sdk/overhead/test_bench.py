@@ -186,7 +186,10 @@ def test_a_client_that_does_other_work_under_trajsyn_is_found_out(
     assert "differ" in captured.err
 
 
-def test_with_only_a_training_program_the_other_arms_say_what_they_need(programs, tmp_path):
+def test_with_only_a_training_program_the_other_arms_say_what_they_need(
+    programs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(subject, "can_export", lambda: False)
     training = next(p for p in programs if p.endswith("training.tsp"))
     code, document, page = bench(
         tmp_path, *SHORT, "--program", training, "--no-tax", "--no-broker", "--rounds", "1"
@@ -264,7 +267,7 @@ def test_a_meter_that_does_not_start_is_told_before_anything_is_measured(program
 
 
 def test_without_torch_and_program_the_user_is_told_three_ways(monkeypatch, capsys):
-    monkeypatch.setattr(subject.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subject, "can_export", lambda: False)
     assert cli.main(["bench"]) == 2
     said = capsys.readouterr().err
     for word in ("--config", "--save-programs", "--program", "pip install"):
@@ -323,9 +326,11 @@ def test_an_enrolled_device_is_measured_with_its_own_program_images_and_model(
     training = next(p for p in programs if p.endswith("training.tsp"))
     shutil.copy(training, fetched / ("0" * 64))
     code, document, _ = bench(
-        tmp_path, *SHORT, "--config", config, "--no-broker", "--no-tax", "--arms", "federated"
-    )
+        tmp_path, *SHORT, "--config", config, "--no-broker", "--no-tax", "--rounds", "1",
+        "--arms", "federated", "dp_sgd", "--program", *programs,
+    )  # fmt: skip
     assert code == 0
+    assert document["arms"]["dp_sgd"]["step"]["time_median"]["value"] > 0
     assert "fetched" in document["subject"]["program"]["value"]
     assert "24 images of [data]" in document["subject"]["images"]["value"]
 

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from edge_sdk.overhead.comparison import against, compare_uploads, tax
 from edge_sdk.overhead.energy import Trace
-from edge_sdk.overhead.session import Budget, Plan, Raw, arms
-from edge_sdk.overhead.summary import Summary, against, compare_uploads, tax
+from edge_sdk.overhead.plan import Budget, Plan, arms
+from edge_sdk.overhead.session import Raw
+from edge_sdk.overhead.summary import Summary
 from edge_sdk.overhead.values import (
     Value,
     absent,
