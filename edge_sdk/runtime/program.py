@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from edge_sdk.errors import RuntimeLibraryError
 from edge_sdk.runtime.buffers import aligned_zeros
+from edge_sdk.runtime.library import last_error, native_library
 
-LIBRARY = Path(__file__).parent / "lib" / "libtrajsyn_runtime.so"
 MIN_PROGRAM_BYTES = 64
 
 Array = npt.NDArray[np.generic]
@@ -43,7 +42,7 @@ class Program:
     """
 
     def __init__(self, handle: int) -> None:
-        self._library = _library()
+        self._library = native_library()
         self._handle: int | None = handle
         self.inputs = self._describe(is_output=False)
         self.outputs = self._describe(is_output=True)
@@ -54,7 +53,7 @@ class Program:
 
         Raises `RuntimeLibraryError` where the library is missing or the program is damaged.
         """
-        library = _library()
+        library = native_library()
         if isinstance(source, bytes):
             name, data = "program", source
         else:
@@ -65,7 +64,7 @@ class Program:
             set_threads(threads)
         handle = library.trajsyn_load(data, len(data))
         if not handle:
-            raise RuntimeLibraryError(f"{name}: {_last_error(library)}")
+            raise RuntimeLibraryError(f"{name}: {last_error(library)}")
         return cls(handle)
 
     def execute(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
@@ -82,7 +81,7 @@ class Program:
         read = _pointers("input", inputs, self.inputs)
         written = _pointers("output", outputs, self.outputs)
         if self._library.trajsyn_execute(self._handle, read, written):
-            raise RuntimeLibraryError(_last_error(self._library))
+            raise RuntimeLibraryError(last_error(self._library))
 
     def close(self) -> None:
         """Free the native memory; further calls of `execute` raise `RuntimeLibraryError`."""
@@ -126,35 +125,35 @@ def set_threads(count: int) -> None:
     """
     if not 1 <= count <= 256:
         raise ValueError(f"{count} threads; choose 1 to 256")
-    library = _library()
+    library = native_library()
     if library.trajsyn_set_threads(count):
-        raise RuntimeLibraryError(_last_error(library))
+        raise RuntimeLibraryError(last_error(library))
 
 
 def thread_count() -> int:
     """Return how many threads programs run on; raises `RuntimeLibraryError`."""
-    library = _library()
+    library = native_library()
     count = int(library.trajsyn_threads())
     if count < 0:
-        raise RuntimeLibraryError(_last_error(library))
+        raise RuntimeLibraryError(last_error(library))
     return count
 
 
 def instruction_sets() -> tuple[str, ...]:
     """Return the names of the kernels that this processor runs, the fastest first."""
-    names: bytes = _library().trajsyn_instruction_sets()
+    names: bytes = native_library().trajsyn_instruction_sets()
     return tuple(names.decode().split())
 
 
 def int8_instruction_sets() -> tuple[str, ...]:
     """Return the same for int8 arithmetic."""
-    names: bytes = _library().trajsyn_int8_instruction_sets()
+    names: bytes = native_library().trajsyn_int8_instruction_sets()
     return tuple(names.decode().split())
 
 
 def set_instruction_set(name: str) -> None:
     """Compute with other kernels of either kind; raises `ValueError` where there are none."""
-    if _library().trajsyn_set_instruction_set(name.encode()):
+    if native_library().trajsyn_set_instruction_set(name.encode()):
         known = ", ".join(instruction_sets() + int8_instruction_sets())
         raise ValueError(f"{name!r}: this processor has {known}")
 
@@ -175,39 +174,3 @@ def _pointers(
             raise ValueError(f"{kind} {index} is not C-contiguous")
         pointers[index] = array.ctypes.data
     return pointers
-
-
-def _last_error(library: ctypes.CDLL) -> str:
-    message: bytes = library.trajsyn_last_error()
-    return message.decode(errors="replace")
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise RuntimeLibraryError(
-            f"{LIBRARY.name} does not load ({error}); run `python -m edge_sdk.runtime.build`"
-        ) from error
-    pointers = ctypes.POINTER(ctypes.c_void_p)
-    library.trajsyn_load.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    library.trajsyn_load.restype = ctypes.c_void_p
-    library.trajsyn_free.argtypes = [ctypes.c_void_p]
-    library.trajsyn_free.restype = None
-    library.trajsyn_input_count.argtypes = [ctypes.c_void_p]
-    library.trajsyn_output_count.argtypes = [ctypes.c_void_p]
-    library.trajsyn_describe.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_int),
-        ctypes.POINTER(ctypes.c_int32),
-    ]
-    library.trajsyn_execute.argtypes = [ctypes.c_void_p, pointers, pointers]
-    library.trajsyn_set_threads.argtypes = [ctypes.c_uint32]
-    library.trajsyn_instruction_sets.restype = ctypes.c_char_p
-    library.trajsyn_int8_instruction_sets.restype = ctypes.c_char_p
-    library.trajsyn_set_instruction_set.argtypes = [ctypes.c_char_p]
-    library.trajsyn_last_error.restype = ctypes.c_char_p
-    return library

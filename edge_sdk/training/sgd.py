@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.runtime.sgd_step import sgd_step
+
 Float32 = npt.NDArray[np.float32]
 
 
@@ -27,27 +29,24 @@ class SGD:
         weight_decay: float = 0.0,
         proximal_mu: float = 0.0,
     ) -> None:
-        self._weights, self._rate = weights, np.float32(learning_rate)
-        self._momentum, self._decay = np.float32(momentum), np.float32(weight_decay)
-        self._mu = np.float32(proximal_mu)
-        self._start = [w.copy() for w in weights] if proximal_mu else []
-        self._velocity = [np.zeros_like(w) for w in weights] if momentum else []
-        self._scratch = [np.empty_like(w) for w in weights]
+        self._weights, self._rate = weights, learning_rate
+        self._momentum, self._decay, self._mu = momentum, weight_decay, proximal_mu
+        self._start = [w.copy() if proximal_mu else None for w in weights]
+        self._velocity = [np.zeros_like(w) if momentum else None for w in weights]
 
     def step(self, sums: Sequence[Float32], *, scale: float) -> None:
         """Take one step along the gradients `sums * scale`; `sums` is left zero."""
-        for i, (w, d, scratch) in enumerate(zip(self._weights, sums, self._scratch, strict=True)):
-            d *= np.float32(scale)
-            if self._decay:
-                d += np.multiply(w, self._decay, out=scratch)
-            if self._mu:
-                np.subtract(w, self._start[i], out=scratch)
-                scratch *= self._mu
-                d += scratch
-            direction = d
-            if self._momentum:
-                direction = self._velocity[i]
-                direction *= self._momentum
-                direction += d
-            w -= np.multiply(direction, self._rate, out=scratch)
-            d.fill(0)
+        for w, gradient, velocity, start in zip(
+            self._weights, sums, self._velocity, self._start, strict=True
+        ):
+            sgd_step(
+                w,
+                gradient,
+                velocity=velocity,
+                start=start,
+                scale=scale,
+                learning_rate=self._rate,
+                momentum=self._momentum,
+                weight_decay=self._decay,
+                proximal_mu=self._mu,
+            )

@@ -289,6 +289,27 @@ int trajsyn_threads() {
   return count;
 }
 
+// d = gradient * scale + decay * w + mu * (w - start); v = momentum * v + d; w -= rate * v, and the
+// gradient becomes zero. `velocity` may be null where momentum is 0, `start` where mu is.
+int trajsyn_sgd_step(float* weights, float* gradient, float* velocity, const float* start,
+                     size_t count, float scale, float rate, float momentum, float decay, float mu) {
+  return guarded([&] {
+    initialize();
+    std::shared_lock<std::shared_mutex> lock(pool_mutex);
+    constexpr size_t kPart = 1 << 14;
+    trajsyn::parallel((count + kPart - 1) / kPart, [&](size_t part) {
+      const size_t end = std::min(count, (part + 1) * kPart);
+      for (size_t i = part * kPart; i < end; ++i) {
+        float d = gradient[i] * scale + decay * weights[i];
+        if (mu != 0) d += mu * (weights[i] - start[i]);
+        if (momentum != 0) d = velocity[i] = momentum * velocity[i] + d;
+        weights[i] -= rate * d;
+        gradient[i] = 0;
+      }
+    });
+  });
+}
+
 // The instruction sets that training can use here, the fastest first, with spaces between.
 const char* trajsyn_instruction_sets() { return trajsyn::supported_kernels(); }
 const char* trajsyn_int8_instruction_sets() { return trajsyn::supported_int8_kernels(); }

@@ -9,7 +9,7 @@ import pytest
 from edge_sdk.errors import RuntimeLibraryError
 from edge_sdk.runtime import Program, ProgramFile, aligned_zeros, set_threads, thread_count
 from edge_sdk.runtime import build as native_build
-from edge_sdk.runtime import program as program_module
+from edge_sdk.runtime import library
 
 
 @pytest.fixture
@@ -128,14 +128,14 @@ def test_a_closed_program_refuses_to_run(program):
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_module, "LIBRARY", tmp_path / "libtrajsyn_runtime.so")
-    program_module._library.cache_clear()
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libtrajsyn_runtime.so")
+    library.native_library.cache_clear()
     try:
         with pytest.raises(RuntimeLibraryError, match=r"python -m edge_sdk\.runtime\.build"):
             Program.load(bytes(100))
     finally:
         monkeypatch.undo()
-        program_module._library.cache_clear()
+        library.native_library.cache_clear()
 
 
 def test_a_second_build_has_nothing_to_do(runtime):
@@ -174,9 +174,9 @@ from pathlib import Path
 for name in ("torch", "executorch"):
     sys.modules[name] = None
 import numpy as np
-from edge_sdk.runtime import ProgramFile, program
+from edge_sdk.runtime import ProgramFile, library
 folder = Path(sys.argv[1])
-program.LIBRARY = folder / "lib" / "libtrajsyn_runtime.so"
+library.LIBRARY = folder / "lib" / "libtrajsyn_runtime.so"
 loaded = ProgramFile.load(folder / "program.tsp").load_program(threads=1)
 inputs = [np.full(i.shape, 0.1, np.float32) for i in loaded.inputs]
 outputs = [o.empty() for o in loaded.outputs]

@@ -5,6 +5,9 @@ import torch
 from edge_sdk.training.sgd import SGD
 
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
+
 def test_steps_equal_torch():
     rng = np.random.default_rng(0)
     w = rng.normal(size=(4, 3)).astype(np.float32)
@@ -35,3 +38,26 @@ def test_gradients_are_left_zero_for_the_next_sum():
     SGD([w], learning_rate=0.5, momentum=0.9).step([gradient], scale=1.0)
     assert not gradient.any()
     assert w == pytest.approx(0.5)
+
+
+def test_a_large_array_is_stepped_whole_whatever_the_threads():
+    from edge_sdk.runtime import set_threads
+
+    rng = np.random.default_rng(0)
+    start, gradient = (rng.normal(size=40_001).astype(np.float32) for _ in range(2))
+    expected = start - np.float32(0.5) * gradient * np.float32(0.25)
+    try:
+        for threads in (1, 3):
+            set_threads(threads)
+            w = start.copy()
+            SGD([w], learning_rate=0.5).step([gradient.copy()], scale=0.25)
+            np.testing.assert_allclose(w, expected, rtol=1e-6)
+    finally:
+        set_threads(1)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    w = np.ones(4, np.float32)
+    for gradient in (np.ones(3, np.float32), np.ones(4), np.ones(8, np.float32)[::2]):
+        with pytest.raises(ValueError, match="expected 4 float32|C-contiguous"):
+            SGD([w], learning_rate=0.5).step([gradient], scale=1.0)
