@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import RuntimeLibraryError
-from edge_sdk.runtime import Program, ProgramFile, aligned_zeros, set_threads, thread_count
+from edge_sdk.runtime import Program, ProgramFile, aligned_zeros, library, set_threads, thread_count
 from edge_sdk.runtime import build as native_build
-from edge_sdk.runtime import library
 
 
 @pytest.fixture

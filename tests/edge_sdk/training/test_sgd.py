@@ -4,7 +4,6 @@ import torch
 
 from edge_sdk.training.sgd import SGD
 
-
 pytestmark = pytest.mark.usefixtures("runtime")
 
 
@@ -59,5 +58,5 @@ def test_a_large_array_is_stepped_whole_whatever_the_threads():
 def test_arrays_that_do_not_fit_are_refused():
     w = np.ones(4, np.float32)
     for gradient in (np.ones(3, np.float32), np.ones(4), np.ones(8, np.float32)[::2]):
-        with pytest.raises(ValueError, match="expected 4 float32|C-contiguous"):
+        with pytest.raises(ValueError, match=r"expected 4 float32|C-contiguous"):
             SGD([w], learning_rate=0.5).step([gradient], scale=1.0)
