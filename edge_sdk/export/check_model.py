@@ -180,9 +180,8 @@ def _text(block: Block) -> str:
     if not isinstance(block, ActivationBlock):
         return type(block).__name__.removesuffix("Block")
     parts = ["norm"] * (block.norm is not None) + ["ReLU"] * block.relu
-    parts += ["average pool"] * (block.pool == AVERAGE_POOL) + ["max pool"] * (
-        block.pool == MAX_POOL
-    )
+    parts += ["average pool"] * (block.pool == AVERAGE_POOL)
+    parts += ["max pool"] * (block.pool == MAX_POOL)
     return ", ".join(parts)
 
 

@@ -108,4 +108,4 @@ def test_what_float32_loses_is_no_error_and_more_is():
     off = np.linalg.norm(found - truth.gradients["norm.weight"])
     assert off > 1e-4 * np.linalg.norm(truth.gradients["norm.weight"])
     assert errors_of({"norm.weight": found}, case)["norm.weight"] == 0
-    assert errors_of({"norm.weight": found * np.float32(1.2)}, case)["norm.weight"] > 1e-2
+    assert errors_of({"norm.weight": found * 3}, case)["norm.weight"] > 0.5
