@@ -10,10 +10,12 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import queue
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _hold(leash: threading.Event) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while sys.stdin.buffer.read(1):
+    with contextlib.suppress(OSError):
+        # Not sys.stdin: a thread that waits in it makes the interpreter abort at its end.
+        while os.read(sys.stdin.fileno(), 1):
             pass
     leash.set()
 
@@ -192,28 +195,20 @@ def run_background(instructions: dict[str, Any], leash: threading.Event) -> dict
         steps.append(time.monotonic())
         del step
 
-    failure: list[EdgeError] = []
-
     def work() -> None:
-        try:
-            while not leash.is_set():
-                train_round(
-                    task,
-                    config=config,
-                    program_path=files / task.program.sha256,
-                    base_path=files / task.base.sha256,
-                    residual=None,
-                    should_stop=leash.is_set,
-                    progress=progress,
-                )
-        except EdgeError as error:
-            failure.append(error)
+        while not leash.is_set():
+            train_round(
+                task,
+                config=config,
+                program_path=files / task.program.sha256,
+                base_path=files / task.base.sha256,
+                residual=None,
+                should_stop=leash.is_set,
+                progress=progress,
+            )
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
+    with ThreadPoolExecutor(1) as thread:  # not the main thread: niceness is a thread's own
+        thread.submit(work).result()
     return {"steps": steps, "cpu_s": cpu_s()}
 
 

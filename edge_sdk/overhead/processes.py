@@ -92,8 +92,9 @@ class Child:
         try:
             result: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ArmError(f"the process ended with status {code}: {' '.join(said)}") from error
+            said = self._log.read_text(errors="replace").strip().splitlines()
+            fatal = [line for line in said if line.startswith("Fatal")] or said[-1:]
+            raise ArmError(f"the process ended with status {code}: {' '.join(fatal)}") from error
         if "error" in result:
             raise ArmError(result["error"])
         return result

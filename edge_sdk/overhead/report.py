@@ -300,6 +300,8 @@ def _tax(document: Tree) -> str:
 
 def _cell(row: Tree, name: str) -> str:
     value = row.get(name)
+    if name == "frames_late" and value is not None and value["value"] is not None:
+        return f"{value['value']:.1%}"
     return "-" if value is None or value["kind"] == "absent" else show(value)
 
 
