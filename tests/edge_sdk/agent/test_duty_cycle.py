@@ -1,10 +1,14 @@
 """Training takes at most its part of the time, and ends soon when told to."""
 
+import numpy as np
 import pytest
 
 from edge_sdk.agent.config import load_config
 from edge_sdk.agent.duty_cycle import LONGEST_NAP_S, SHORTEST_NAP_S, DutyCycle
+from edge_sdk.agent.local_training import train_round
 from edge_sdk.errors import ConfigError
+from edge_sdk.protocol.messages import BlobRef, Task, TrainingSettings
+from edge_sdk.protocol.updates import encode_weights
 
 
 class Time:
@@ -67,3 +71,43 @@ def test_an_impossible_part_is_refused_by_name(device, part):
     device.file.write_text(text)
     with pytest.raises(ConfigError, match=r"compute\.duty_cycle"):
         load_config(device.file)
+
+
+def test_a_round_at_a_quarter_of_the_time_takes_four_times_as_long_and_sends_the_same(
+    device, small_training_program, small_dataset, tmp_path
+):
+    layout = small_training_program.layout
+    program, base = tmp_path / "program.tsp", tmp_path / "base"
+    small_training_program.save(program)
+    weights = np.random.default_rng(0).normal(0, 0.1, layout.size).astype(np.float32)
+    base.write_bytes(encode_weights(weights, layout))
+    images = device.file.parent / "images.npz"
+    np.savez(images, images=small_dataset.images, labels=small_dataset.labels)
+    blob = BlobRef(sha256="0" * 64, size=1)
+    settings = TrainingSettings(
+        epochs=6, batch_size=8, learning_rate=0.01, momentum=0.9, weight_decay=0.0,
+        proximal_mu=0.0, seed=1,
+    )  # fmt: skip
+    task = Task(
+        run="test", round=0, layout=layout.fingerprint, program=blob, base=blob,
+        training=settings, encoding="int8", issued_at_s=1.0, expires_at_s=2.0,
+    )  # fmt: skip
+    offers = []
+    text = device.file.read_text()
+    for part in (1.0, 0.25):
+        device.file.write_text(f"{text}[compute]\nniceness = 0\nduty_cycle = {part}\n")
+        offers.append(
+            train_round(
+                task,
+                config=load_config(device.file),
+                program_path=program,
+                base_path=base,
+                residual=None,
+                should_stop=lambda: False,
+                progress=lambda *_: None,
+            ).offer
+        )
+    whole, quarter = offers
+    assert quarter.blob == whole.blob
+    # Its CPU time lies within the time that it worked, and that is at most a quarter of all.
+    assert quarter.wall_s >= 0.8 * quarter.cpu_s / 0.25
