@@ -29,7 +29,7 @@ def test_what_goes_wrong_in_a_child_is_told_in_its_own_words(tmp_path):
     with Child(wrong, tmp_path, threads=1) as child, pytest.raises(ArmError, match="nowhere"):
         child.finish()
     wrong = {"kind": "background", "config": str(tmp_path / "no.toml"), "server": {}}
-    with Child(wrong, tmp_path, threads=1) as child, pytest.raises(ArmError, match="no.toml"):
+    with Child(wrong, tmp_path, threads=1) as child, pytest.raises(ArmError, match=r"no\.toml"):
         child.wait_for_line()
 
 
