@@ -1,4 +1,5 @@
 """The long-running client: connection, outbox, model slots, states.
 
-Importing it loads numpy-level code only; onnxruntime runs in a child process of its own.
+Importing it loads not even numpy, which the first round of training brings; onnxruntime runs in a
+child process of its own.
 """
