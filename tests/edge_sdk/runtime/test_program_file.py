@@ -96,6 +96,12 @@ def test_arrays_of_another_shape_are_named(file):
         ({"parameters": []}, "parameters"),
         ({"spec": {"channels": 2}}, "model description"),
         ({"gate": {"max_relative_error": 0.0, "tolerance": "low", "worst": ""}}, "tolerance"),
+        ({"ranges": ["features.conv0.range"], "kind": "evaluation"}, "ranges do not fit"),
+        ({"ranges": ["classifier.range"], "kind": "attack"}, "ranges do not fit"),
+        ({"ranges": ["classifier.range"] * 2}, "ranges do not fit"),
+        ({"ranges": ["classifier.range", 3]}, "ranges"),
+        ({"ranges": "classifier.range"}, "ranges"),
+        ({"ranges": None}, "ranges"),
     ],
 )
 def test_a_wrong_description_is_refused(file, changes, message):
