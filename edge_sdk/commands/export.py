@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_sdk.commands import check
+from edge_sdk.commands.model_options import NAMES, add_model_options, spec_of
+from edge_sdk.commands.torch_notices import without_notices
 from edge_sdk.errors import ConfigError, ProtocolError
-from models import ModelSpec, SpecError, layout_of
-from models.spec import ARCHITECTURES
+from models import ModelSpec, layout_of
 
 if TYPE_CHECKING:
     from edge_sdk.training.dataset import Float32
@@ -30,21 +31,20 @@ def add_parser(
         epilog="exit codes: 2 wrong options, 3 a layer that is not supported, 4 wrong gradients or "
         "logits, 5 the native library is missing",
     )
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="convnet")
-    parser.add_argument("--channels", type=int, required=True, help="of the input images")
-    parser.add_argument("--image-size", type=int, required=True, help="side in pixels")
-    parser.add_argument("--classes", type=int, required=True)
-    parser.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
-    parser.add_argument("--depth", type=int, default=3, help="blocks of the ConvNet")
-    for name, meaning in (("mean", "subtracted from"), ("std", "divides")):
-        parser.add_argument(
-            f"--{name}", type=float, nargs="+", required=True, help=f"{meaning} each channel"
-        )
+    check.add_parser(parser.add_subparsers(title="instead", metavar="check MODEL"))
+    parser.add_argument("--architecture", choices=NAMES, default="convnet")
+    add_model_options(parser)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a description (.toml or .json) in place of the options above",
+    )
     parser.add_argument("--micro-batch", type=int, default=4, help="images a run (default 4)")
     parser.add_argument(
         "--quantized", action="store_true", help="simulated int8 in a training program"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the file, usually *.tsp")
+    parser.add_argument("--output", type=Path, help="the file, usually *.tsp")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--evaluation", action="store_true", help="logits only, no gradients")
     kinds.add_argument(
@@ -66,19 +66,9 @@ def add_parser(
 
 def run(args: argparse.Namespace) -> int:
     """Export, check and write; returns 0. Raises the errors of `training_program`."""
-    try:
-        spec = ModelSpec(
-            architecture=args.architecture,
-            channels=args.channels,
-            image_size=args.image_size,
-            classes=args.classes,
-            width=args.width,
-            depth=args.depth,
-            mean=tuple(args.mean),
-            std=tuple(args.std),
-        )
-    except SpecError as error:
-        raise ConfigError(str(error)) from error
+    spec = spec_of(args, architecture=args.architecture, file=args.model)
+    if args.output is None:
+        raise ConfigError("--output must be given")
     inference = ("weights", "precision", "calibration")
     if not args.inference and any(getattr(args, name) is not None for name in inference):
         raise ConfigError("--weights, --precision and --calibration belong to --inference")
@@ -92,17 +82,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--precision int8 needs --calibration, and nothing else takes it")
     if not args.output.resolve().parent.is_dir():
         raise ConfigError(f"{args.output}: there is no such folder")
-    try:
-        with warnings.catch_warnings():
-            # Notices of torch about its own code, and of kernels that nothing here uses.
-            warnings.simplefilter("ignore", FutureWarning)
-            for name in ("torch.utils._pytree", "torchao"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            from edge_sdk.export import evaluation_program, inference_program, training_program
-    except ImportError as error:
-        raise ConfigError(
-            f"exporting needs torch and executorch ({error}); run `pip install 'trajsyn[server]'`"
-        ) from error
+    with without_notices("exporting"):
+        from edge_sdk.export import evaluation_program, inference_program, training_program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         if args.inference:

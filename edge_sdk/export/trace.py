@@ -44,17 +44,21 @@ def trace(model: nn.Module, shape: Shape) -> list[TracedLayer]:
     try:
         module = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:
-        raise ConfigError(f"the model cannot be followed layer by layer: {error}") from error
+        raise ConfigError(f"the model cannot be followed layer by layer: {_line(error)}") from error
     shapes = _Shapes(module)
     try:
         with torch.no_grad():
             shapes.run(torch.zeros(2, *shape))
     except Exception as error:
         size = "x".join(str(side) for side in shape)
-        raise ConfigError(f"the model does not take {size} images: {error}") from error
+        raise ConfigError(f"the model does not take {size} images: {_line(error)}") from error
     if not isinstance(shapes.of.get(_output(module)), tuple):
         raise ConfigError("the model does not give one tensor")
     return _steps(module, shapes.of)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Tracer(fx.Tracer):
