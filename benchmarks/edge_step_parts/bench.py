@@ -41,12 +41,16 @@ class Arm:
     option: str = ""
 
 
+def _program_name(form: str, micro_batch: int) -> str:
+    return f"program {form}, micro-batch {micro_batch}"
+
+
 ARMS = (
     Arm("eager", "eager"),
     Arm("eager, tuned malloc", "eager", tuned=True),
     Arm("compile, tuned malloc", "compile", tuned=True),
     *(
-        Arm(f"program {form}, micro-batch {m}", "program", micro_batch=m, option=option)
+        Arm(_program_name(form, m), "program", micro_batch=m, option=option)
         for form, option in FORMS.items()
         for m in MICRO_BATCHES
     ),
@@ -195,6 +199,10 @@ class Bench:
                 worst = max(_relative(row["losses"], reference["losses"]))
                 row["losses_differ"] = worst
                 row["losses_agree"] = worst < LOSSES_AGREE
+        for arm in self.arms:
+            fp32 = rows.get(_program_name("fp32", arm.micro_batch), {})
+            if arm.option and "step_ms" in rows.get(arm.name, {}) and "step_ms" in fp32:
+                rows[arm.name]["time_over_fp32"] = rows[arm.name]["step_ms"] / fp32["step_ms"]
         for row in rows.values():
             row["last_loss"] = row.pop("losses", [None])[-1]
         return {arm.name: rows[arm.name] for arm in self.arms if arm.name in rows}
