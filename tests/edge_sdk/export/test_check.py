@@ -1,6 +1,7 @@
 """`edge-sdk export check` and what is behind it."""
 
 import argparse
+import itertools
 import json
 import textwrap
 
@@ -115,7 +116,7 @@ def test_functions_are_read_as_layers():
         "Linear", "Dropout", "Flatten", "ReLU", "Linear",
     ]  # fmt: skip
     assert steps[5].behind == steps[6].before == (16, 1, 1)
-    assert all(a.behind == b.before for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.behind == b.before for a, b in itertools.pairwise(steps))
 
 
 class Residual(nn.Module):
@@ -179,7 +180,7 @@ def test_a_network_of_ones_own_is_compared_with_float64(runtime):
     assert "square" in found.no_description
     training = found.training
     assert training.failures == ()
-    assert [each.instruction_set for each in training.sets] == instruction_sets()
+    assert [each.instruction_set for each in training.sets] == list(instruction_sets())
     for each in training.sets:
         assert [g.after_steps for g in each.gradients] == [0, 1, 20]
         assert set(each.gradients[0].errors) >= {"loss", "logits", "1.0.weight", "5.weight"}
