@@ -75,6 +75,8 @@ def run(request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
         busy = load_per_core()
         say("preparing programs, images and sensors; exporting programs takes up to a minute")
         programs = find_programs(request, directory)
+        for _, file in programs.files.values():
+            file.load_program(threads=1).close()  # said now, once, and not by every arm
         images = _images(request, programs.training.spec)
         installed = _installed(request.config, programs.training.spec, say)
         broker, broker_source = _broker(request, directory, stack)

@@ -102,7 +102,8 @@ class BenchServer:
             return
         data = open_sealed(payload, self._device_key)
         message = decode_message(data, UPLINK)
-        self._count(self.bytes_up, message.type, payload)
+        is_release = isinstance(message, Need) and self._is_release(message.sha256)
+        self._count(self.bytes_up, "release need" if is_release else message.type, payload)
         match message:
             case Status() if not self._started:
                 self._started = True

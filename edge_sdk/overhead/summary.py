@@ -194,7 +194,7 @@ class Summary:
                 cpus.append(sum(parts))
         seconds = [b - a for a, b in windows]
         rounds = f"{self._plan.steps} steps of {self._plan.batch_size} images"
-        up = ("update chunks", "offer", "need", "status")
+        up = ("update chunks", "offer", "need")  # status messages are the agent's heartbeat
         return {
             "time_median": quantile(seconds, 0.5, "s", f"{CLOCK}, {rounds}"),
             "time_p95": quantile(seconds, 0.95, "s", f"{CLOCK}, {rounds}"),
@@ -237,6 +237,7 @@ class Summary:
             "time_median": quantile([b - a for a, b in windows], 0.5, "s", CLOCK),
             "cpu_median": quantile(cpu, 0.5, "s", CPU),
             "bytes_down": self._bytes(runs, "bytes_down", ("release", "release files"), per=1),
+            "bytes_up": self._bytes(runs, "bytes_up", ("release need", "install"), per=1),
             "trial_peak_rss": measured(
                 max(r["children_peak_rss_bytes"] for r in runs),
                 "B",

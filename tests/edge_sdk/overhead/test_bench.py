@@ -23,6 +23,7 @@ from edge_sdk.overhead.broker import find_mosquitto, loopback_broker
 from edge_sdk.overhead.conversation import check_broker
 from edge_sdk.overhead.report import report_html, show
 from edge_sdk.protocol import topics
+from edge_sdk.runtime import ProgramFile
 from tests.edge_sdk.conftest import convnet
 
 ALL_ARMS = ("federated", "trajsyn", "pgd7", "pgd10", "dp_sgd")
@@ -125,6 +126,8 @@ def test_uploads_with_trajsyn_are_the_same_bytes_and_a_release_was_installed_bet
     assert release["verdict"]["value"] == "running"
     assert release["bytes_down"]["value"] > 1000
     assert "release" not in document["arms"]["federated"]
+    sent = document["arms"]["trajsyn"]["against_federated"]["bytes_up"]["value"]
+    assert sent == pytest.approx(1, rel=0.02)  # the release's own messages are counted apart
 
 
 def test_adversarial_training_runs_the_attack_program_as_often_as_it_says(whole):
@@ -264,6 +267,19 @@ def test_a_meter_that_does_not_start_is_told_before_anything_is_measured(program
     code = cli.main(["bench", "--program", *programs, "--meter-command", "no-such-meter"])
     assert code == 2
     assert "no-such-meter" in capsys.readouterr().err
+
+
+def test_a_program_that_the_library_refuses_is_told_once_before_the_arms(
+    programs, tmp_path, capsys
+):
+    training = ProgramFile.load(next(p for p in programs if p.endswith("training.tsp")))
+    dataclasses.replace(training, pte=bytes(1000)).save(tmp_path / "damaged.tsp")
+    assert (
+        cli.main(["bench", "--program", str(tmp_path / "damaged.tsp"), "--arms", "federated"]) == 5
+    )
+    said = capsys.readouterr().err
+    assert "[1/" not in said
+    assert "Traceback" not in said
 
 
 def test_without_torch_and_program_the_user_is_told_three_ways(monkeypatch, capsys):
