@@ -16,6 +16,7 @@ first steps on a device:
   edge-sdk init cam --device cam-01 --server-key server.pub --host broker.example --data images/
   edge-sdk agent --config cam/device.toml
   edge-sdk status --config cam/device.toml
+  edge-sdk bench --config cam/device.toml --report bench.html     # what training costs here
 
 exit codes:
   0 done                        5 native library or program unusable

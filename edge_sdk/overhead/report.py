@@ -160,10 +160,10 @@ def _cards(document: Tree) -> str:
         times = number(pgd["step_time"]["value"])
         cards.append(f"<b>{times} ×</b><span>the time of a step, were the device to train "
                      "adversarially itself (PGD-10)</span>")  # fmt: skip
-    half = document["tax"].get("default", {})
-    if half and half.get("tax_p99", {}).get("value") is not None:
+    beside = document["tax"].get("default", {})
+    if beside.get("tax_p99", {}).get("value") is not None:
         cards.append(
-            f"<b>{number(half['tax_p99']['value'])} ×</b><span>p99 latency of a foreground loop "
+            f"<b>{number(beside['tax_p99']['value'])} ×</b><span>p99 latency of a foreground loop "
             "beside training (default budget)</span>"
         )
     return f'<div class="cards">{"".join(f"<div class=card>{c}</div>" for c in cards)}</div>'
@@ -176,7 +176,7 @@ def _overhead(document: Tree) -> str:
     if rounds:
         text += (
             "<p>The same agent, data, seed and tasks; with TrajSyn the server also sends a "
-            "hardened release between two rounds, which the device installs. Every upload is "
+            "release between two rounds, as its hardened model comes, and the device installs it. Every upload is "
             "compared by its sha256.</p><div class=wide><table><tr><th><th>federated client alone"
             "<th>with TrajSyn</tr>"
         )
