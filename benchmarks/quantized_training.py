@@ -12,11 +12,14 @@ A run that is in the `--json` file already is not repeated, so the program may b
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +41,25 @@ from edge_sdk.export import evaluation_program, inference_program, training_prog
 from edge_sdk.runtime import ProgramFile
 from edge_sdk.training import Dataset, accuracy, evaluate
 from models import ModelSpec
+from models.layers import Convolution, MaxPool, ReLU
 from server_toolkit.distill.initial_images import initial_images
 from server_toolkit.release.bundle import export_pair
 from server_toolkit.release.onnx_model import OnnxModel
 
-# How devices train; the first arm is what the others are compared with.
-ARMS: dict[str, Callable[[ModelSpec], ProgramFile]] = {
-    "fp32": training_program,
-    "simulated int8": lambda spec: training_program(spec, quantized=True),
+
+@dataclass(frozen=True)
+class Arm:
+    """How devices train: what `training_program` is told, and which order of batches they take."""
+
+    options: Mapping[str, bool] = field(default_factory=dict)
+    order: int = 0
+
+
+ARMS = {
+    "fp32": Arm(),
+    "fp32, other order": Arm(order=1),  # what chance alone does
+    "simulated int8": Arm({"quantized": True}),
+    "int8 arithmetic": Arm({"int8_arithmetic": True}),
 }
 CALIBRATION_IMAGES = 200
 CURVE_IMAGES = 2000
@@ -53,9 +67,17 @@ QUICK = {"devices": 3, "images": 300, "test_images": 500, "rounds": 2, "seeds": 
 
 
 def network_of(name: str) -> ModelSpec:
-    """Return the ConvNet of "32" or, with another depth, of "32x4"."""
-    width, _, depth = name.partition("x")
-    return spec_of(int(width), int(depth or 3))
+    """Return the ConvNet of "32" or, with another depth, of "32x4"; "plain-16" has no norm."""
+    if name.startswith("plain-"):
+        width = int(name.removeprefix("plain-"))
+        blocks = [
+            (Convolution(outputs=channels, kernel=3), ReLU(), MaxPool(size=2))
+            for channels in (width, 2 * width, 2 * width)
+        ]
+        layers = tuple(layer for block in blocks for layer in block)
+        return dataclasses.replace(spec_of(1), architecture="chain", layers=layers)
+    wide, _, deep = name.partition("x")
+    return spec_of(int(wide), int(deep or 3))
 
 
 class Network:
@@ -73,7 +95,7 @@ class Network:
     def program(self, arm: str) -> ProgramFile:
         """Return the training program of an arm."""
         if arm not in self._programs:
-            self._programs[arm] = ARMS[arm](self.spec)
+            self._programs[arm] = training_program(self.spec, **ARMS[arm].options)
         return self._programs[arm]
 
     def deployed_accuracy(self, weights: Flat) -> dict[str, float | None]:
@@ -107,11 +129,14 @@ def federated_run(
     curve, weights = [], fleet.start
     program = network.program(arm)
     began = time.process_time()
-    for number, found in enumerate(run_rounds(program, fleet, seed, args), start=1):
+    rounds = run_rounds(program, fleet, seed, args, order=ARMS[arm].order)
+    for number, found in enumerate(rounds, start=1):
         weights = found.weights
         curve.append(accuracy(network.evaluation, weights, few, threads=1))
-        print(f"\r  round {number}/{args.rounds}, accuracy {curve[-1]:.4f}", end="", flush=True)
-    print("\r", end="")
+        if sys.stdout.isatty():
+            print(
+                f"\r  round {number}/{args.rounds}, accuracy {curve[-1]:.4f}\r", end="", flush=True
+            )
     training_cpu_s = time.process_time() - began
     return {
         "curve": curve,
@@ -128,7 +153,7 @@ def main() -> None:
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=PARTITIONS)
     parser.add_argument("--json", type=Path, help="results; continued if it is there")
     parser.add_argument("--figure", type=Path, help="draw the results (.png or .svg)")
-    parser.add_argument("--networks", nargs="+", default=["32", "8"], help="width, or 32x4")
+    parser.add_argument("--networks", nargs="+", default=["32", "8", "plain-16"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a minute, for trying it out")
