@@ -176,9 +176,9 @@ def _overhead(document: Tree) -> str:
     if rounds:
         text += (
             "<p>The same agent, data, seed and tasks; with TrajSyn the server also sends a "
-            "release between two rounds, as its hardened model comes, and the device installs it. Every upload is "
-            "compared by its sha256.</p><div class=wide><table><tr><th><th>federated client alone"
-            "<th>with TrajSyn</tr>"
+            "release between two rounds, as its hardened model comes, and the "
+            "device installs it. Every upload is compared by its sha256.</p>"
+            "<div class=wide><table><tr><th><th>federated client alone<th>with TrajSyn</tr>"
         )
         for name, row in rounds.items():
             cells = "".join(
