@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 import edge_sdk
-from edge_sdk.runtime import ProgramFile, instruction_sets
+from edge_sdk.runtime import ProgramFile, instruction_sets, int8_instruction_sets
 from edge_sdk.runtime.classifier import Classifier
 from edge_sdk.training import Dataset, train
 
@@ -76,6 +76,7 @@ def main():
         "values": values,
         "machine": platform.machine(),
         "instruction_sets": instruction_sets(),
+        "int8_instruction_sets": int8_instruction_sets(),
         "package": edge_sdk.__file__,
         "loaded": sorted({name.split(".")[0] for name in sys.modules}),
     }
