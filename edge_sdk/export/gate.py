@@ -25,8 +25,9 @@ from models.networks import Network, build_model, flat_parameters, load_flat
 
 TOLERANCE = 1e-4
 # Where float32 and float64 fall to different sides of a rounding boundary, an activation differs by
-# a whole step. In noise few do; in large areas of one colour all do together, so noise is the test.
-ROUNDED_TOLERANCE = 1e-2
+# a whole step, and may win a max pool: 5e-2 was seen in AlexNet, 1e-3 without max pools. In noise
+# few do; in large areas of one colour all do together, so noise is the test.
+ROUNDED_TOLERANCE = 0.1
 # Stochastic rounding of gradients to int8 is noise of a percent or two a layer.
 INT8_TOLERANCE = 0.1
 # Far enough to leave the initialisation, not so far that the loss, and all gradients, vanish.
