@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from edge_sdk.export import TRAINING_PRECISIONS
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.protocol.messages import ENCODING, NAME, Encoding, TrainingSettings
 from models import ModelSpec, SpecError, layout_of
@@ -84,8 +85,15 @@ class TrainingSection(Section):
     proximal_mu: float = Field(default=0.0, ge=0, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     micro_batch: int = Field(default=4, ge=1, le=64)
-    quantized: bool = False
+    precision: str = "fp32"
     encoding: Encoding = "int8"
+
+    @field_validator("precision")
+    @classmethod
+    def _a_program(cls, precision: str) -> str:
+        if precision not in TRAINING_PRECISIONS:
+            raise ValueError(f"choose {', '.join(TRAINING_PRECISIONS)}")
+        return precision
 
     @field_validator("encoding")
     @classmethod
@@ -100,7 +108,7 @@ class TrainingSection(Section):
     @property
     def settings(self) -> TrainingSettings:
         """The part that travels in a task."""
-        return TrainingSettings(**self.model_dump(exclude={"micro_batch", "quantized", "encoding"}))
+        return TrainingSettings(**self.model_dump(exclude={"micro_batch", "precision", "encoding"}))
 
 
 class RoundsSection(Section):

@@ -12,6 +12,7 @@ from edge_sdk.commands import check
 from edge_sdk.commands.model_options import NAMES, add_model_options, spec_of
 from edge_sdk.commands.torch_notices import without_notices
 from edge_sdk.errors import ConfigError, ProtocolError
+from edge_sdk.export import TRAINING_PRECISIONS
 from models import ModelSpec, layout_of
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ def add_parser(
         help="a description (.toml or .json) in place of the options above",
     )
     parser.add_argument("--micro-batch", type=int, default=4, help="images a run (default 4)")
-    parser.add_argument(
-        "--quantized", action="store_true", help="simulated int8 in a training program"
-    )
     parser.add_argument("--output", type=Path, help="the file, usually *.tsp")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--evaluation", action="store_true", help="logits only, no gradients")
@@ -53,7 +51,12 @@ def add_parser(
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="model.safetensors, for --inference"
     )
-    parser.add_argument("--precision", choices=("fp32", "int8"), help="of --inference")
+    parser.add_argument(
+        "--precision",
+        choices=TRAINING_PRECISIONS,
+        default="fp32",
+        help="of a training program, or of --inference (fp32 or int8)",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -69,17 +72,16 @@ def run(args: argparse.Namespace) -> int:
     spec = spec_of(args, architecture=args.architecture, file=args.model)
     if args.output is None:
         raise ConfigError("--output must be given")
-    inference = ("weights", "precision", "calibration")
-    if not args.inference and any(getattr(args, name) is not None for name in inference):
-        raise ConfigError("--weights, --precision and --calibration belong to --inference")
-    if args.quantized and (args.evaluation or args.inference):
-        raise ConfigError(
-            "--quantized belongs to a training program; --inference takes --precision int8"
-        )
+    if not args.inference and (args.weights is not None or args.calibration is not None):
+        raise ConfigError("--weights and --calibration belong to --inference")
+    if args.evaluation and args.precision != "fp32":
+        raise ConfigError("--evaluation is in fp32; --inference takes --precision int8")
     if args.inference and args.weights is None:
         raise ConfigError("--inference needs --weights")
-    if (args.precision == "int8") != (args.calibration is not None):
-        raise ConfigError("--precision int8 needs --calibration, and nothing else takes it")
+    if args.inference and args.precision == "simulated-int8":
+        raise ConfigError("--precision simulated-int8 is for training; --inference takes int8")
+    if args.inference and (args.precision == "int8") != (args.calibration is not None):
+        raise ConfigError("--inference takes --calibration with --precision int8, and only then")
     if not args.output.resolve().parent.is_dir():
         raise ConfigError(f"{args.output}: there is no such folder")
     with without_notices("exporting"):
@@ -91,13 +93,14 @@ def run(args: argparse.Namespace) -> int:
                 spec,
                 _weights(args.weights, spec),
                 batch=args.micro_batch,
-                precision=args.precision or "fp32",
+                precision=args.precision,
                 calibration=args.calibration and _calibration(args.calibration, spec),
             )
         elif args.evaluation:
             file = evaluation_program(spec, batch=args.micro_batch)
         else:
-            file = training_program(spec, micro_batch=args.micro_batch, quantized=args.quantized)
+            options = TRAINING_PRECISIONS[args.precision]
+            file = training_program(spec, micro_batch=args.micro_batch, **options)
     file.save(args.output)
     gate, seen = file.gate, file.inference
     agreement = (

@@ -6,13 +6,27 @@ torch is loaded on the first use of a function, so that the command line can lis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_sdk.export.inference import inference_program
     from edge_sdk.export.programs import attack_program, evaluation_program, training_program
 
-__all__ = ["attack_program", "evaluation_program", "inference_program", "training_program"]
+# What an operator can choose, and what `training_program` is told for it.
+TRAINING_PRECISIONS: Mapping[str, Mapping[str, bool]] = {
+    "fp32": {},
+    "simulated-int8": {"quantized": True},
+    "int8": {"int8_arithmetic": True},
+}
+
+__all__ = [
+    "TRAINING_PRECISIONS",
+    "attack_program",
+    "evaluation_program",
+    "inference_program",
+    "training_program",
+]
 
 
 def __getattr__(name: str) -> Any:

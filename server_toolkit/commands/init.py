@@ -55,9 +55,9 @@ def init(
         ),
     ] = None,
     micro_batch: Annotated[int, typer.Option(help="Images in one step of the program.")] = 4,
-    quantized: Annotated[
-        bool, typer.Option(help="Let devices train with simulated int8 weights and activations.")
-    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="How devices compute: fp32, simulated-int8 or int8.")
+    ] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of training.")] = 0,
     host: Annotated[str, typer.Option(help="The MQTT broker's host.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The MQTT broker's port.")] = 1883,
@@ -97,7 +97,7 @@ def init(
         host=json.dumps(host),
         port=port,
         micro_batch=micro_batch,
-        quantized=json.dumps(quantized),
+        precision=json.dumps(precision),
         seed=seed,
     )
     # Made beside and renamed at the end, so that an interrupted `init` leaves nothing behind.
@@ -115,7 +115,7 @@ def _make(directory: Path, text: str) -> str:
     """Fill the directory and return the server's public key."""
     (directory / "server.toml").write_text(text)
     config = load_config(directory / "server.toml")  # before the slow part: it finds mistakes
-    from edge_sdk.export import training_program
+    from edge_sdk.export import TRAINING_PRECISIONS, training_program
     from models.networks import build_model, flat_parameters
 
     spec = config.model.spec
@@ -127,7 +127,7 @@ def _make(directory: Path, text: str) -> str:
         training_program(
             spec,
             micro_batch=config.training.micro_batch,
-            quantized=config.training.quantized,
+            **TRAINING_PRECISIONS[config.training.precision],
         ).save(program)
     weights = flat_parameters(build_model(spec, seed=config.training.seed))
     (directory / "keys").mkdir(mode=0o700)

@@ -28,7 +28,7 @@ weight_decay = 0.0
 proximal_mu = 0.0            # above 0: FedProx
 seed = {seed}
 micro_batch = {micro_batch}              # fixed, as the next: the program was made for them
-quantized = {quantized}            # simulated int8 while training (docs/quantized_training.md)
+precision = {precision}           # or "simulated-int8", "int8" (docs/quantized_training.md)
 encoding = "int8"            # of updates; or "fp32", "int4", "topk-0.05" (docs/updates.md)
 
 [rounds]                     # a round closes when every active device has reported, or

@@ -25,7 +25,7 @@ def server_toml(**changes):
         "host": '"127.0.0.1"',
         "port": 1,
         "micro_batch": 4,
-        "quantized": "false",
+        "precision": '"fp32"',
         "seed": 0,
     }
     return SERVER_TOML.format(**(values | changes))

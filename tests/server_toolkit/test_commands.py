@@ -58,7 +58,7 @@ def test_init_makes_a_run_that_serve_can_begin(tmp_path):
     program = ProgramFile.from_bytes(ledger.blobs.read(ledger.program.sha256))
     assert (program.kind, program.spec, program.micro_batch) == ("training", ledger.spec, 4)
     assert not program.ranges
-    assert not config.training.quantized
+    assert config.training.precision == "fp32"
     load_private_key(directory / "keys" / "server.key")
     assert (directory / "keys" / "server.pub").read_text().strip() in output
     assert (directory / "keys" / "server.key").stat().st_mode & 0o077 == 0
@@ -72,15 +72,18 @@ def test_init_takes_a_chain_of_layers_from_a_file(tmp_path):
     layers = (Convolution(outputs=4, kernel=5), ReLU(), MaxPool(size=2), Linear(outputs=6))
     chain = dataclasses.replace(SPEC, architecture="chain", layers=layers, image_size=9)
     (tmp_path / "net.toml").write_text(to_toml(chain))
-    run("init", tmp_path / "new", "--name", "own", "--model", tmp_path / "net.toml", "--quantized")
+    model = ("--name", "own", "--model", tmp_path / "net.toml")
+    run("init", tmp_path / "new", *model, "--precision", "simulated-int8")
     config = load_config(tmp_path / "new" / "server.toml")
     assert config.model.spec == chain
-    assert config.training.quantized
+    assert config.training.precision == "simulated-int8"
     ledger = Ledger.open(tmp_path / "new")
     assert ledger.spec == chain
     program = ProgramFile.from_bytes(ledger.blobs.read(ledger.program.sha256))
     assert program.spec == chain
     assert program.ranges == ("features.conv0.range", "features.linear3.range", "classifier.range")
+    text = run("init", tmp_path / "b", *model, "--precision", "int4", code=2)
+    assert "[training] precision = 'int4': choose fp32, simulated-int8, int8" in text
     both = ("--model", tmp_path / "net.toml", "--classes", 3)
     assert "give --model, or else" in run("init", tmp_path / "b", "--name", "own", *both, code=2)
 

@@ -26,21 +26,32 @@ def test_the_command_writes_a_program_file(tmp_path, runtime, capsys):
     assert "tolerance 1e-04" in capsys.readouterr().out
 
 
-def test_the_command_writes_a_quantized_training_program(tmp_path, runtime):
+@pytest.mark.parametrize("precision", ["simulated-int8", "int8"])
+def test_the_command_writes_a_quantized_training_program(tmp_path, runtime, precision):
     path = tmp_path / "p.tsp"
-    size = ["--image-size", "4", "--width", "4", "--depth", "1", "--micro-batch", "1"]
-    args = parse(*OPTIONS, *size, "--output", str(path), "--quantized")
+    size = ["--image-size", "8", "--width", "64", "--depth", "2", "--micro-batch", "1"]
+    args = parse(*OPTIONS, *size, "--output", str(path), "--precision", precision)
     assert args.run(args) == 0
     file = ProgramFile.load(path)
-    assert (file.kind, file.ranges) == ("training", ("features.conv0.range", "classifier.range"))
+    assert file.kind == "training"
+    assert file.ranges == ("features.conv0.range", "features.conv1.range", "classifier.range")
+    assert file.int8_arithmetic == (precision == "int8")
 
 
-@pytest.mark.parametrize("kind", ["--evaluation", "--inference"])
-def test_only_a_training_program_simulates_int8(tmp_path, kind):
-    args = parse(
-        *OPTIONS, "--image-size", "32", "--output", str(tmp_path / "p"), kind, "--quantized"
-    )
-    with pytest.raises(ConfigError, match="belongs to a training program"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--evaluation", "--precision", "simulated-int8"], "--evaluation is in fp32"),
+        (["--inference", "--weights", "w", "--precision", "simulated-int8"], "is for training"),
+        (["--inference", "--weights", "w", "--precision", "int8"], "--calibration with"),
+        (["--inference", "--weights", "w", "--calibration", "c"], "--calibration with"),
+        (["--inference"], "needs --weights"),
+        (["--calibration", "c"], "belong to --inference"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(tmp_path, options, message):
+    args = parse(*OPTIONS, "--image-size", "32", "--output", str(tmp_path / "p"), *options)
+    with pytest.raises(ConfigError, match=message):
         args.run(args)
 
 
