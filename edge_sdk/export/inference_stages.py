@@ -16,7 +16,7 @@ from models.networks import Network, Normalize
 
 SUPPORTED = (
     "Normalize first, Conv2d without groups and padded with zeros, GroupNorm with as many groups "
-    "as channels, ReLU, AvgPool2d and MaxPool2d without padding, Flatten with Linear at the end"
+    "as channels, ReLU, AvgPool2d and MaxPool2d without padding, Flatten and Linear"
 )
 SMALLEST_SCALE = 1e-6  # of a norm; below it a channel is its shift and nothing else
 
@@ -170,11 +170,10 @@ def stages_of(network: Network) -> list[nn.Module]:
             stages.append(InstanceNorm(layer))
         elif isinstance(layer, nn.ReLU) or _is_plain_pool(layer):
             stages.append(layer)
-        elif isinstance(layer, nn.Flatten) and isinstance(following, nn.Linear):
-            stages.append(FlattenLinear(following))
-            used = 2
-            if index + used < len(layers):
-                raise _unsupported(*layers[index + used])
+        elif isinstance(layer, nn.Linear):
+            stages.append(FlattenLinear(layer))
+        elif isinstance(layer, nn.Flatten) and isinstance(following, nn.Flatten | nn.Linear):
+            pass  # left to the linear layer
         else:
             raise _unsupported(name, layer)
         index += used

@@ -23,6 +23,7 @@ from edge_sdk.runtime.classifier import Classifier
 from edge_sdk.training.evaluate import evaluate
 from edge_sdk.training.sources import load_digits
 from models import ModelSpec, layout_of
+from models.layers import Convolution, InstanceNorm, Linear, MaxPool, ReLU
 from models.networks import Network, build_model, flat_parameters
 from tests.edge_sdk.conftest import convnet
 
@@ -341,3 +342,28 @@ def test_calibration_images_come_out_of_a_proxy_set_too(tmp_path):
     for name in ("other.safetensors", "none.safetensors", "none.npz"):
         with pytest.raises(ConfigError, match=name):
             _calibration(tmp_path / name, convnet())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_chain_with_several_linear_layers(runtime, precision):
+    layers = (
+        Convolution(outputs=6, kernel=5, bias=False),
+        InstanceNorm(),
+        MaxPool(size=2),
+        ReLU(),
+        Linear(outputs=9),
+        ReLU(),
+        Linear(outputs=7, bias=False),
+    )
+    spec = ModelSpec(
+        architecture="chain", channels=1, image_size=9, classes=4, mean=(0.5,), std=(0.25,),
+        layers=layers,
+    )  # fmt: skip
+    network = build_model(spec, seed=0)
+    images = np.random.default_rng(0).random((32, 1, 9, 9), np.float32)
+    calibration = images if precision == "int8" else None
+    file = inference_program(
+        spec, flat_parameters(network), precision=precision, calibration=calibration
+    )
+    tolerance = 1e-4 if precision == "fp32" else 0.1
+    assert 0 < file.gate.max_relative_error < tolerance
