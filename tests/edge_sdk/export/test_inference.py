@@ -320,10 +320,11 @@ def test_export_and_predict_as_commands(runtime, tmp_path, digits, trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "fp32"], "belong to --inference"),
+        (["--weights", "w"], "belong to --inference"),
         (["--inference"], "needs --weights"),
-        (["--inference", "--weights", "w", "--precision", "int8"], "needs --calibration"),
-        (["--inference", "--weights", "w", "--calibration", "c"], "nothing else takes it"),
+        (["--inference", "--weights", "w", "--precision", "int8"], "takes --calibration"),
+        (["--inference", "--weights", "w", "--calibration", "c"], "only then"),
+        (["--inference", "--weights", "w", "--precision", "simulated-int8"], "is for training"),
         (["--inference", "--weights", "w"], "No such file"),
         (["--inference", "--weights", __file__], "this model's weights"),
     ],
