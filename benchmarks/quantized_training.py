@@ -41,7 +41,7 @@ from edge_sdk.export import evaluation_program, inference_program, training_prog
 from edge_sdk.runtime import ProgramFile
 from edge_sdk.training import Dataset, accuracy, evaluate
 from models import ModelSpec
-from models.layers import Convolution, MaxPool, ReLU
+from models.layers import Convolution, InstanceNorm, Layer, MaxPool, ReLU
 from server_toolkit.distill.initial_images import initial_images
 from server_toolkit.release.bundle import export_pair
 from server_toolkit.release.onnx_model import OnnxModel
@@ -67,17 +67,22 @@ QUICK = {"devices": 3, "images": 300, "test_images": 500, "rounds": 2, "seeds": 
 
 
 def network_of(name: str) -> ModelSpec:
-    """Return the ConvNet of "32" or, with another depth, of "32x4"; "plain-16" has no norm."""
-    if name.startswith("plain-"):
-        width = int(name.removeprefix("plain-"))
-        blocks = [
-            (Convolution(outputs=channels, kernel=3), ReLU(), MaxPool(size=2))
-            for channels in (width, 2 * width, 2 * width)
-        ]
-        layers = tuple(layer for block in blocks for layer in block)
-        return dataclasses.replace(spec_of(1), architecture="chain", layers=layers)
-    wide, _, deep = name.partition("x")
-    return spec_of(int(wide), int(deep or 3))
+    """Return the ConvNet of "32" or, with another depth, of "32x4".
+
+    "plain-16" has three convolutions without a norm, "deep-8" nine with one; and "alexnet".
+    """
+    if name == "alexnet":
+        return dataclasses.replace(spec_of(1), architecture=name)
+    kind, _, wide = name.rpartition("-")
+    if not kind:
+        wide, _, deep = name.partition("x")
+        return spec_of(int(wide), int(deep or 3))
+    width, layers = int(wide), list[Layer]()
+    for channels in (width, 2 * width, 2 * width):
+        convolution = Convolution(outputs=channels, kernel=3)
+        block = {"plain": [convolution, ReLU()], "deep": 3 * [convolution, InstanceNorm(), ReLU()]}
+        layers += [*block[kind], MaxPool(size=2)]
+    return dataclasses.replace(spec_of(1), architecture="chain", layers=tuple(layers))
 
 
 class Network:
@@ -150,10 +155,10 @@ def main() -> None:
     """Run what is missing, print the tables, write JSON and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser, images=10_000, test_images=10_000, rounds=20, batch_size=16)
-    parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=PARTITIONS)
+    parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=["dirichlet"])
     parser.add_argument("--json", type=Path, help="results; continued if it is there")
     parser.add_argument("--figure", type=Path, help="draw the results (.png or .svg)")
-    parser.add_argument("--networks", nargs="+", default=["32", "8", "plain-16"])
+    parser.add_argument("--networks", nargs="+", default=["32", "8", "plain-16", "deep-8"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a minute, for trying it out")
