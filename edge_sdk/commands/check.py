@@ -166,6 +166,8 @@ def _text(found: ModelCheck) -> str:
 
 
 def _training(check: TrainingCheck) -> str:
+    from edge_sdk.export.training_check import DIVERGED
+
     heading = ["instruction set"]
     heading += [f"after {g.after_steps} steps" for g in check.sets[0].gradients]
     rows = [(*heading, "drift", "drift of float32")]
@@ -179,8 +181,8 @@ def _training(check: TrainingCheck) -> str:
         "same weights. Drift: how far the weights are from those of float64 training in the end,\n"
         "over the way that it went; beside it that of torch in float32.\n"
     )
-    if check.float32_drift != check.float32_drift:
-        text += "Training diverged; for the drift choose a lower --learning-rate.\n"
+    if not check.float32_drift <= DIVERGED:
+        text += "Training diverged; for its end and the drift choose a lower --learning-rate.\n"
     return text + "".join(f"WRONG: {failure}\n" for failure in check.failures)
 
 

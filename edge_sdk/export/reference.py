@@ -26,6 +26,8 @@ RANDOM_SCORES = 3
 # How the choices fall in the program is not known, only how much they matter; and what float32
 # loses depends on the order of every sum: torch's may be lucky.
 KINK_SLACK, FLOAT32_SLACK = 2.0, 10.0
+# A gradient that cancels is a sum of terms as large as others' gradients, each rounded by 6e-8.
+ROUNDING = 1e-7  # of the norm of all gradients
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def gradient_errors(
     An error is the norm of the difference over the norm of the true gradient; where that is
     negligible, over the norm of all gradients in `found`. Where one is over the tolerance, what
     float32 cannot decide is taken off: on which side of a kink an activation lies, which of two
-    equal numbers a max pool takes, and what torch's own float32 gradient is off.
+    equal numbers a max pool takes, what torch's own float32 gradient is off, and `ROUNDING`.
     """
     true = {name: truth.gradients[name] for name in found}
     whole = float(np.sqrt(sum(np.sum(g**2) for g in true.values())))
@@ -94,7 +96,7 @@ def gradient_errors(
     return {
         name: error
         if error <= tolerance
-        else max(error - undecided[name] / (scales[name] or 1.0), 0.0)
+        else max(error - (undecided[name] + ROUNDING * whole) / (scales[name] or 1.0), 0.0)
         for name, error in errors.items()
     }
 
