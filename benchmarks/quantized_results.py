@@ -76,7 +76,7 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Draw accuracy over rounds of the first network, and every int8 model's loss as a dot."""
+    """Draw the first network's accuracy over rounds, and every int8 model's loss as a dot."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -104,18 +104,25 @@ def draw(runs: list[Run], path: Path) -> None:
     left.set_ylabel("test accuracy, %")
     left.legend(frameon=False, fontsize=8, loc="lower right")
 
-    columns = [(network, deployed) for network in networks for deployed in DEPLOYED]
     for shift, (arm, colour) in enumerate(zip(arms, colours, strict=False)):
-        for column, (network, deployed) in enumerate(columns):
-            lost = [loss(r, deployed) for r in runs if (r["network"], r["arm"]) == (network, arm)]
+        for column, network in enumerate(networks):
+            lost = [
+                loss(r, deployed)
+                for r in runs
+                if (r["network"], r["arm"]) == (network, arm)
+                for deployed in DEPLOYED
+            ]
             known = [v for v in lost if v is not None]
-            at = [column + 0.25 * (shift - (len(arms) - 1) / 2)] * len(known)
-            right.plot(at, known, "o", color=colour, ms=4, alpha=0.8, label=column == 0 and arm)
+            at = [column + 0.2 * (shift - (len(arms) - 1) / 2)] * len(known)
+            label = arm if column == 0 else None
+            right.plot(at, known, "o", color=colour, ms=4, alpha=0.6, label=label)
+    right.axhline(0, color="black", lw=0.8)
     right.axhline(0.5, color="black", lw=0.8, ls=":")
-    right.set_title("points that int8 loses against fp32 (dotted: the target)", fontsize=11)
-    labels = [f"{network}: {deployed}" for network, deployed in columns]
-    right.set_xticks(range(len(columns)), labels, rotation=40, ha="right", fontsize=8)
-    right.legend(frameon=False, fontsize=8)
+    right.set_title("points that int8 models lose against fp32 (dotted: target)", fontsize=11)
+    right.set_xlim(-0.5, len(networks) - 0.5)
+    right.set_xticks(range(len(networks)), networks)
+    right.set_xlabel("network")
+    right.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1, 0.75))
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
