@@ -202,14 +202,14 @@ def test_a_wrong_block_is_found(runtime, monkeypatch):
     first = found.training.sets[0].gradients[0]
     assert first.errors["0.weight"] == pytest.approx(0.01, rel=0.01)
     assert "0.weight is off by 1.0e-02" in "".join(found.training.failures)
-    assert "drift" in "".join(found.training.failures)
+    assert found.training.sets[0].drift > 100 * found.training.float32_drift
 
 
 def test_a_nan_is_a_failure():
     nan = training_check.GradientErrors(1, {"a": 1e-6, "b": float("nan")})
     each = training_check.InstructionSetCheck("avx2", (nan,), float("nan"))
     failures = training_check.TrainingCheck(0.01, 1e-6, (each,)).failures
-    assert len(failures) == 2
+    assert len(failures) == 1
     assert "b is off by nan" in failures[0]
 
 
