@@ -56,9 +56,9 @@ class TrainingCheck:
 
     A drift is the distance of the weights after `STEPS` steps from those of float64 training from
     the same start with the same batches, over the way that float64 training went.
-    `float32_drift` is what torch's float32 training drifts. Drifts are told, not judged: in a chaotic
-    training one activation at a ReLU's kink sends right gradients elsewhere. Where `float32_drift` is
-    over `DIVERGED`, or NaN, only the gradients of the first two steps count.
+    `float32_drift` is what torch's float32 training drifts. Drifts are told, not judged: where
+    training is chaotic, one activation at a ReLU's kink sends right gradients elsewhere. Where
+    `float32_drift` is over `DIVERGED`, or NaN, only the gradients of the first two steps count.
     """
 
     learning_rate: float
