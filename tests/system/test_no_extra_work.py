@@ -35,8 +35,8 @@ def start_fleet(tmp_path, fleet_template):
 
 
 def rounds_closed(fleet, count):
-    return lambda: fleet.config.with_name("ledger.db").exists() and (
-        fleet.ledger().latest_round() >= count
+    return lambda: (
+        fleet.config.with_name("ledger.db").exists() and (fleet.ledger().latest_round() >= count)
     )
 
 
