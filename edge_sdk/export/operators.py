@@ -1,8 +1,9 @@
 """The operators `trajsyn::...`, declared for the exporter; the device's library computes them.
 
-`edge_sdk/runtime/native/operators.cpp` says what each takes and gives. Results that no one reads
-(`packed`, `partials`) are scratch memory, which ExecuTorch plans together with everything else.
-Here are only names, shapes and types: importing this file registers them.
+`operators.cpp` and `int8_operators.cpp` in `edge_sdk/runtime/native/` say what each takes and
+gives. Results that no one reads (`packed`, `partials`) are scratch memory, which ExecuTorch plans
+together with everything else. Here are only names, shapes and types: importing this file registers
+them.
 """
 
 # ruff: noqa: ARG001 - a shape function has its operator's signature
@@ -64,7 +65,7 @@ for _schema in _SCHEMAS:
 
 
 def _packed(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Return room for a weight in panels; `padded_outputs` in operators.cpp is the same."""
+    """Return room for a weight in panels; `padded_outputs` in operator_call.h is the same."""
     unit = 64 if columns > 32 else 32 if columns > 16 else 16
     return like.new_empty(rows, -(-columns // unit) * unit)
 

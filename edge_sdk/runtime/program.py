@@ -170,7 +170,7 @@ def _pointers(
                 f"{kind} {index}: expected {info.shape} {info.dtype}, "
                 f"got {array.shape} {array.dtype}"
             )
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{kind} {index} is not C-contiguous")
+        if not array.flags.c_contiguous or not array.flags.aligned:
+            raise ValueError(f"{kind} {index} is not C-contiguous and aligned")
         pointers[index] = array.ctypes.data
     return pointers

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.errors import ConfigError
 from edge_sdk.runtime.buffers import aligned_zeros
 
 Float32 = npt.NDArray[np.float32]
@@ -30,9 +31,17 @@ class Ranges:
             array[...] = 1, -1
 
     def update(self, observed: Sequence[Float32], examples: int) -> None:
-        """Take in what the first `examples` rows of each `(micro_batch, 2)` array saw."""
+        """Take in what the first `examples` rows of each `(micro_batch, 2)` array saw.
+
+        Raises `ConfigError` where that is not finite: integers carry no NaN to the loss.
+        """
         for array, seen in zip(self.arrays, observed, strict=True):
             low, high = seen[:examples, 0].min(), seen[:examples, 1].max()
+            if not np.isfinite(high - low):
+                raise ConfigError(
+                    f"the inputs of a layer lie between {low} and {high}; "
+                    "lower the learning rate or look for damaged images"
+                )
             if array[0] > array[1]:
                 array[...] = low, high
             else:

@@ -20,7 +20,8 @@ struct Int8Kernels {
   int panel;   // output channels of a panel
 
   // One line of `width` pixels, rounded to the grid: bytes (width, channels) and, with the bytes of
-  // a channel side by side, planes of `plane` bytes each. Notes the least and largest value.
+  // a channel side by side, planes of `plane` bytes each. Notes the least and largest
+  // value, or NaN for both if there is one.
   void (*round_line)(const Grid& grid, const float* values, int width, int channels, uint8_t* rows,
                      uint8_t* planes, ptrdiff_t plane, float* low, float* high);
 

@@ -27,9 +27,10 @@ inline Floats load(const float* from) { return *reinterpret_cast<const FloatsUna
 inline Ints load(const int32_t* from) { return *reinterpret_cast<const IntsUnaligned*>(from); }
 inline void store(int32_t* to, Ints value) { *reinterpret_cast<IntsUnaligned*>(to) = value; }
 
+// NaN becomes `low`: there is no integer for it, and what a conversion gives differs by processor.
 inline Floats bounded(Floats q, float low, float high) {
   const Floats floor = low - Floats{}, ceiling = high - Floats{};
-  q = q < floor ? floor : q;
+  q = q > floor ? q : floor;
   return q > ceiling ? ceiling : q;
 }
 
@@ -64,12 +65,13 @@ inline Ints stochastic(Floats q, uint32_t position) {
 void round_line(const Grid& grid, const float* values, int width, int channels, uint8_t* rows,
                 uint8_t* planes, ptrdiff_t plane, float* low, float* high) {
   const ptrdiff_t count = static_cast<ptrdiff_t>(width) * channels;
-  Floats lowest = *low - Floats{}, highest = *high - Floats{};
+  Floats lowest = *low - Floats{}, highest = *high - Floats{}, total = {};
   ptrdiff_t at = 0;
   for (; at + kLanes <= count; at += kLanes) {
     const Floats value = load(values + at);
     lowest = value < lowest ? value : lowest;
     highest = value > highest ? value : highest;
+    total += value;
     const Ints q = nearest(bounded(value * grid.inverse_step + grid.zero_point, -128, 127));
     *reinterpret_cast<BytesUnaligned*>(rows + at) = __builtin_convertvector(q + kOffset, Bytes);
   }
@@ -77,13 +79,18 @@ void round_line(const Grid& grid, const float* values, int width, int channels, 
     const float value = values[at];
     lowest[0] = value < lowest[0] ? value : lowest[0];
     highest[0] = value > highest[0] ? value : highest[0];
+    total[0] += value;
     float q = value * grid.inverse_step + grid.zero_point;
-    q = q < -128 ? -128 : q > 127 ? 127 : q;
+    q = q > -128 ? q : -128;
+    q = q > 127 ? 127 : q;
     rows[at] = static_cast<uint8_t>(static_cast<int>((q + kToInteger) - kToInteger) + kOffset);
   }
   for (int i = 0; i < kLanes; ++i) {
     *low = lowest[i] < *low ? lowest[i] : *low;
     *high = highest[i] > *high ? highest[i] : *high;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (total[i] != total[i]) *low = *high = total[i];
   }
   // Four pixels of four channels at a time.
   for (int c = 0; c < channels; c += kGroup) {
@@ -111,7 +118,8 @@ void round_line(const Grid& grid, const float* values, int width, int channels, 
 
 inline int rounded_weight(float weight, float step) {
   float q = weight * (1 / step);
-  q = q < -127 ? -127 : q > 127 ? 127 : q;
+  q = q > -127 ? q : -127;
+  q = q > 127 ? 127 : q;
   return static_cast<int>((q + kToInteger) - kToInteger);
 }
 

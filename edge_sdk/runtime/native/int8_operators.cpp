@@ -70,7 +70,7 @@ void convolve_all(const Convolution& shape, int images, const uint8_t* rows, con
 // x, weight, bias?, kernel, range
 //   -> z, rows, planes, packed, sums, observed, used, steps, scales
 void int8_convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 14);
+  Call call(context, arguments, 5, 9);
   const FloatTensor x = call.tensor(0), weight = call.tensor(1), bias = call.optional_tensor(2);
   const int kernel = call.integer(3, 1, kMaxKernel);
   const FloatTensor range = call.tensor(4), z = call.tensor(5);
@@ -129,7 +129,7 @@ void int8_convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
 
 // dz, planes, used, kernel, inputs -> dweight, rounded, sums, scales, inverse_steps
 void int8_weight_gradient(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 10);
+  Call call(context, arguments, 5, 5);
   const FloatTensor dz = call.tensor(0);
   const Buffer planes = call.buffer(1);
   const FloatTensor used = call.tensor(2);
@@ -181,7 +181,7 @@ void int8_weight_gradient(KernelRuntimeContext& context, Span<EValue*> arguments
 
 // dz, weight, kernel, x, used, steps -> dx, rows, packed, sums, factors, scales
 void int8_input_gradient(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 12);
+  Call call(context, arguments, 6, 6);
   const FloatTensor dz = call.tensor(0), weight = call.tensor(1);
   const int kernel = call.integer(2, 1, kMaxKernel);
   const FloatTensor x = call.tensor(3), used = call.tensor(4), steps = call.tensor(5);
@@ -234,7 +234,7 @@ void int8_input_gradient(KernelRuntimeContext& context, Span<EValue*> arguments)
     }
     float largest = 0;
     for (int o = 0; o < outputs; ++o) largest = std::max(largest, factor[o] * steps.data[o]);
-    const float step = largest > 0 && std::isfinite(largest) ? largest / 127 : 1;
+    const float step = std::isnormal(largest / 127) ? largest / 127 : 1;
     for (int o = 0; o < outputs; ++o) factor[o] = steps.data[o] / step;
     std::fill(scales.data + task * inputs, scales.data + (task + 1) * inputs, step);
     uint8_t* to = rows.data + task * frame;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -32,17 +33,24 @@ struct Buffer {
   int64_t bytes = -1;
 };
 
+// The file of the program that this thread runs: its constants are read, never written, because
+// ExecuTorch reads its instructions from the same bytes while it runs.
+inline thread_local Buffer program_bytes;
+
 // The arguments of one call; anything that is not as expected makes `ok` false.
 class Call {
  public:
-  Call(KernelRuntimeContext& context, Span<EValue*> arguments, size_t count)
-      : context_(context), arguments_(arguments), ok_(arguments.size() >= count) {}
+  Call(KernelRuntimeContext& context, Span<EValue*> arguments, size_t inputs, size_t results)
+      : context_(context),
+        arguments_(arguments),
+        inputs_(inputs),
+        ok_(arguments.size() >= inputs + results) {}
 
   FloatTensor tensor(size_t index) {
     if (!ok_ || !arguments_[index]->isTensor()) return fail();
     const auto tensor = arguments_[index]->toTensor();
     if (tensor.scalar_type() != executorch::aten::ScalarType::Float) return fail();
-    return {static_cast<float*>(tensor.mutable_data_ptr()), tensor.numel()};
+    return {static_cast<float*>(memory(index)), tensor.numel()};
   }
 
   // A tensor of bytes or int32, of which only the number of bytes is known.
@@ -53,7 +61,7 @@ class Call {
     require(type == executorch::aten::ScalarType::Byte ||
             type == executorch::aten::ScalarType::Char ||
             type == executorch::aten::ScalarType::Int);
-    return {static_cast<uint8_t*>(tensor.mutable_data_ptr()), int64_t(tensor.nbytes())};
+    return {static_cast<uint8_t*>(memory(index)), int64_t(tensor.nbytes())};
   }
 
   FloatTensor optional_tensor(size_t index) {
@@ -128,8 +136,19 @@ class Call {
     return {};
   }
 
+  // A tensor may have been given no memory, an odd address, or a result the place of a constant.
+  void* memory(size_t index) {
+    void* data = arguments_[index]->toTensor().mutable_data_ptr();
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    const auto file = reinterpret_cast<uintptr_t>(program_bytes.data);
+    require(data != nullptr && address % alignof(float) == 0);
+    require(index < inputs_ || address < file || address - file >= uint64_t(program_bytes.bytes));
+    return data;
+  }
+
   KernelRuntimeContext& context_;
   Span<EValue*> arguments_;
+  size_t inputs_;
   bool ok_;
 };
 
@@ -148,9 +167,14 @@ struct Layer {
   Convolution shape;
 };
 
-inline Layer layer_of(int batch, int height, int width, int inputs, int outputs, int kernel) {
-  if (kernel == 0) return {1, {1, batch, inputs * height * width, outputs, 1}};
-  return {batch, {height, width, inputs, outputs, kernel}};
+inline Layer layer_of(Call& call, int batch, int height, int width, int inputs, int outputs,
+                      int kernel) {
+  if (kernel != 0) return {batch, {height, width, inputs, outputs, kernel}};
+  constexpr int64_t kMaxFeatures = 1 << 30;
+  const int64_t pixels = int64_t{height} * width;
+  const bool fits = pixels < kMaxFeatures && pixels * inputs < kMaxFeatures;
+  call.require(fits);
+  return {1, {1, batch, fits ? int(pixels * inputs) : 0, outputs, 1}};
 }
 
 inline int64_t padded_size(const Layer& layer) {
@@ -162,11 +186,12 @@ inline void check_kernel(Call& call, int kernel) {
   call.require(kernel >= 0 && kernel <= kMaxKernel && (kernel == 0 || kernel % 2 == 1));
 }
 
+// Any range gives a grid that is safe to round to, even one that is not finite.
 inline Grid activation_grid(const float* range) {
   if (range[0] > range[1]) return {1, 1, 0, true};
   const float low = std::min(range[0], 0.0f), high = std::max(range[1], 0.0f);
   float step = (high - low) / 255;
-  if (!(step > 0) || !std::isfinite(step)) step = 1;
+  if (!std::isnormal(step)) step = 1;  // of a subnormal one the inverse would be infinite
   const float zero_point = std::min(127.0f, std::max(-128.0f, -128 - std::rint(low / step)));
   return {step, 1 / step, zero_point, false};
 }
@@ -174,24 +199,29 @@ inline Grid activation_grid(const float* range) {
 // Splits an image's lines where images and panels alone would leave threads without work.
 inline int line_splits(const Layer& layer, int panel_count) {
   const int wanted = 2 * thread_count();
-  const int tasks = layer.images * panel_count;
+  const int64_t tasks = int64_t{layer.images} * panel_count;
   if (tasks >= wanted) return 1;
-  return std::min(layer.shape.height, (wanted + tasks - 1) / tasks);
+  return std::min(layer.shape.height, int((wanted + tasks - 1) / tasks));
 }
 
-// The steps of all output channels' grids: the largest weight of each column is 127 steps.
+// The steps of all output channels' grids: the largest weight of each column is 127 steps. A column
+// with NaN gets NaN, which integers could not carry on.
 inline void weight_steps(const float* weight, int rows, int outputs, float* steps) {
   parallel(size_t(panels(outputs, kChunk)), [&](size_t task) {
     const int first = int(task) * kChunk, count = std::min(kChunk, outputs - first);
-    float largest[kChunk] = {};
+    float largest[kChunk] = {}, total[kChunk] = {};
     for (int row = 0; row < rows; ++row) {
       const float* from = weight + int64_t{row} * outputs + first;
       for (int i = 0; i < count; ++i) {
         const float value = std::fabs(from[i]);
         largest[i] = value > largest[i] ? value : largest[i];
+        total[i] += value;
       }
     }
-    for (int i = 0; i < count; ++i) steps[first + i] = largest[i] > 0 ? largest[i] / 127 : 1;
+    for (int i = 0; i < count; ++i) {
+      const float step = std::isnan(total[i]) ? total[i] : largest[i] / 127;
+      steps[first + i] = step < FLT_MIN ? 1 : step;  // the inverse must be finite
+    }
   });
 }
 

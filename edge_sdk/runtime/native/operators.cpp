@@ -58,7 +58,7 @@ void convolve_all(const Layer& layer, const float* padded, const float* packed, 
 template <bool kQuantized>
 void convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
   constexpr size_t kOut = kQuantized ? 5 : 4;
-  Call call(context, arguments, kOut + (kQuantized ? 5 : 3));
+  Call call(context, arguments, kOut, kQuantized ? 5 : 3);
   const FloatTensor x = call.tensor(0), weight = call.tensor(1), bias = call.optional_tensor(2);
   const int kernel = call.integer(3, 0, kMaxKernel);
   check_kernel(call, kernel);
@@ -68,7 +68,7 @@ void convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
   const int outputs = call.size(1, 2, 1);
   call.require(std::max({height, width, inputs, outputs}) < kMaxSide);
   call.shape(x, {batch, height, width, inputs});
-  const Layer layer = layer_of(batch, height, width, inputs, outputs, kernel);
+  const Layer layer = layer_of(call, batch, height, width, inputs, outputs, kernel);
   const Convolution& shape = layer.shape;
   const int64_t rows = int64_t{shape.taps()} * shape.inputs;
   call.shape(weight, {rows, outputs});
@@ -110,7 +110,7 @@ void convolution(KernelRuntimeContext& context, Span<EValue*> arguments) {
 
 // padded, dz, kernel -> dweight
 void convolution_weight_gradient(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 4);
+  Call call(context, arguments, 3, 1);
   const FloatTensor padded = call.tensor(0), dz = call.tensor(1), result = call.tensor(3);
   const int kernel = call.integer(2, 0, kMaxKernel);
   check_kernel(call, kernel);
@@ -119,7 +119,7 @@ void convolution_weight_gradient(KernelRuntimeContext& context, Span<EValue*> ar
   const int margin = kernel == 0 ? 0 : kernel - 1;
   const int height = frame_height - margin, width = frame_width - margin;
   call.require(height > 0 && width > 0 && std::max({height, width, inputs, outputs}) < kMaxSide);
-  const Layer layer = layer_of(batch, height, width, inputs, outputs, kernel);
+  const Layer layer = layer_of(call, batch, height, width, inputs, outputs, kernel);
   const Convolution& shape = layer.shape;
   call.shape(padded, {layer.images, shape.padded_height(), shape.padded_width(), shape.inputs});
   call.shape(dz, {layer.images, shape.height, shape.width, outputs});
@@ -181,7 +181,7 @@ void multiply_and_spread(const Layer& layer, const float* dz, const float* weigh
 template <bool kQuantized>
 void convolution_input_gradient(KernelRuntimeContext& context, Span<EValue*> arguments) {
   constexpr size_t kOut = kQuantized ? 8 : 5;
-  Call call(context, arguments, kOut + 3);
+  Call call(context, arguments, kOut, 3);
   const FloatTensor dz = call.tensor(0), weight = call.tensor(1);
   const int kernel = call.integer(2, 0, kMaxKernel);
   check_kernel(call, kernel);
@@ -196,7 +196,7 @@ void convolution_input_gradient(KernelRuntimeContext& context, Span<EValue*> arg
   call.require(image_size > 0 && dz.elements % image_size == 0);
   if (call.refused("convolution_input_gradient")) return;
   const int batch = int(dz.elements / image_size);
-  const Layer layer = layer_of(batch, height, width, inputs, outputs, kernel);
+  const Layer layer = layer_of(call, batch, height, width, inputs, outputs, kernel);
   const Convolution& shape = layer.shape;
   // The same convolution seen from behind: outputs come in, inputs go out.
   const Layer back{layer.images, {shape.height, shape.width, outputs, shape.inputs, shape.kernel}};
@@ -242,9 +242,9 @@ void convolution_input_gradient(KernelRuntimeContext& context, Span<EValue*> arg
   });
 }
 
-// dz, channels -> dbias
+// dz -> dbias
 void bias_gradient(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 2);
+  Call call(context, arguments, 1, 1);
   const FloatTensor dz = call.tensor(0), result = call.tensor(1);
   const int outputs = call.size(1, 1, 0);
   call.require(outputs > 0 && dz.elements > 0 && dz.elements % std::max(outputs, 1) == 0);
@@ -297,7 +297,7 @@ ActivationCall activation_of(Call& call, size_t z, size_t scale, size_t options)
 
 // z, scale?, shift?, epsilon, relu, pool, pool_size -> y, statistics
 void activation(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 9);
+  Call call(context, arguments, 7, 2);
   ActivationCall found = activation_of(call, 0, 1, 4);
   Activation& shape = found.shape;
   shape.epsilon = call.number(3);
@@ -320,7 +320,7 @@ void activation(KernelRuntimeContext& context, Span<EValue*> arguments) {
 
 // dy, z, statistics, scale?, shift?, relu, pool, pool_size -> dz, dscale, dshift, partials
 void activation_backward(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 12);
+  Call call(context, arguments, 8, 4);
   const ActivationCall found = activation_of(call, 1, 3, 5);
   const Activation& shape = found.shape;
   const FloatTensor dy = call.tensor(0), z = call.tensor(1), statistics = call.tensor(2);
@@ -361,7 +361,7 @@ void activation_backward(KernelRuntimeContext& context, Span<EValue*> arguments)
 
 // x, scale, shift -> y, for each channel
 void scale_shift(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 4);
+  Call call(context, arguments, 3, 1);
   const FloatTensor x = call.tensor(0), scale = call.tensor(1), shift = call.tensor(2);
   const FloatTensor y = call.tensor(3);
   const int channels = call.size(1, 1, 0);
@@ -379,7 +379,7 @@ void scale_shift(KernelRuntimeContext& context, Span<EValue*> arguments) {
 
 // logits, labels -> loss, dlogits: -sum(labels * log softmax), zero for rows of zero labels
 void softmax_cross_entropy(KernelRuntimeContext& context, Span<EValue*> arguments) {
-  Call call(context, arguments, 4);
+  Call call(context, arguments, 2, 2);
   const FloatTensor logits = call.tensor(0), labels = call.tensor(1);
   const FloatTensor loss = call.tensor(2), gradient = call.tensor(3);
   const int rows = call.size(0, 2, 0), classes = call.size(0, 2, 1);

@@ -29,6 +29,7 @@
 
 #include "int8_kernels.h"
 #include "kernels.h"
+#include "operator_call.h"
 #include "thread_pool.h"
 
 namespace et = executorch::runtime;
@@ -44,7 +45,7 @@ namespace {
 
 constexpr int kMaxRank = 8;
 constexpr size_t kAlignment = 64;
-constexpr int64_t kMaxPlannedBytes = int64_t{4} << 30;
+constexpr int64_t kMaxPlannedBytes = int64_t{4} << 30;  // of all buffers together
 
 thread_local std::string last_error;
 thread_local std::string last_log;
@@ -70,14 +71,18 @@ struct Slot {
         strides(sizes.size()),
         dtype(info.scalar_type()),
         bytes(info.nbytes()) {
+    if (std::any_of(sizes.begin(), sizes.end(), [](int32_t size) { return size < 0; })) {
+      throw std::runtime_error("a tensor has a negative size");
+    }
     if (sizes.size() > kMaxRank) throw std::runtime_error("a tensor has more than 8 dimensions");
     if (info.is_memory_planned()) {
       throw std::runtime_error("the program plans memory for its inputs or outputs; export it without");
     }
-    int32_t stride = 1;
+    int64_t stride = 1;
     for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i]) {
       if (dim_order[i] != i) throw std::runtime_error("a tensor is not in row-major order");
-      strides[i] = stride;
+      if (stride > INT32_MAX) throw std::runtime_error("a tensor is too large");
+      strides[i] = static_cast<int32_t>(stride);
     }
   }
 
@@ -93,6 +98,7 @@ class Program {
   Program(const void* data, size_t size)
       : bytes_(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, padded(size))), std::free),
         loader_(copied(bytes_.get(), data, size), size),
+        size_(static_cast<int64_t>(size)),
         program_(load(&loader_)) {
     auto meta = program_.method_meta("forward");
     require(meta.error(), "the program has no method `forward`");
@@ -106,16 +112,22 @@ class Program {
       require(info.error(), "an output is not a tensor");
       outputs.emplace_back(*info);
     }
+    std::vector<int64_t> planned_bytes;
+    int64_t left = kMaxPlannedBytes;
     for (size_t i = 0; i < meta->num_memory_planned_buffers(); ++i) {
       auto planned = meta->memory_planned_buffer_size(i);
       require(planned.error(), "a planned buffer has no size");
-      if (*planned < 0 || *planned > kMaxPlannedBytes) {
-        throw std::runtime_error("the program asks for " + std::to_string(*planned) + " bytes");
+      if (*planned < 0 || *planned > left) {
+        throw std::runtime_error("the program asks for too much memory");
       }
-      buffers_.emplace_back(static_cast<size_t>(*planned) + kAlignment);
+      left -= *planned;
+      planned_bytes.push_back(*planned);
+    }
+    for (const int64_t bytes : planned_bytes) {
+      buffers_.emplace_back(static_cast<size_t>(bytes) + kAlignment);
       const auto address = reinterpret_cast<uintptr_t>(buffers_.back().data());
       const size_t shift = (kAlignment - address % kAlignment) % kAlignment;
-      spans_.emplace_back(buffers_.back().data() + shift, static_cast<size_t>(*planned));
+      spans_.emplace_back(buffers_.back().data() + shift, static_cast<size_t>(bytes));
     }
     attach();
   }
@@ -148,8 +160,10 @@ class Program {
       require(method_->set_output_data_ptr(output_data[i], outputs[i].bytes, i),
               "an output was refused");
     }
-    require(method_->execute(), "the program failed");
+    trajsyn::program_bytes = {bytes_.get(), size_};
+    const et::Error error = method_->execute();
     temporary_.reset();
+    require(error, "the program failed");
   }
 
   std::vector<Slot> inputs;
@@ -172,6 +186,7 @@ class Program {
 
   std::unique_ptr<uint8_t, void (*)(void*)> bytes_;
   executorch::extension::BufferDataLoader loader_;
+  int64_t size_;
   et::Program program_;
   std::vector<std::vector<uint8_t>> buffers_;
   std::vector<et::Span<uint8_t>> spans_;
@@ -227,12 +242,12 @@ void* trajsyn_load(const void* data, size_t size) {
   return status == 0 ? program.release() : nullptr;
 }
 
+// Waits for running programs; a handle that was freed before is left alone.
 void trajsyn_free(void* handle) {
   guarded([&] {
     std::unique_lock<std::shared_mutex> lock(pool_mutex);
     Program* program = static_cast<Program*>(handle);
-    programs.erase(program);
-    delete program;
+    if (programs.erase(program) != 0) delete program;
   });
 }
 
@@ -258,7 +273,9 @@ int trajsyn_describe(const void* handle, int is_output, int index, int* dtype, i
 int trajsyn_execute(void* handle, void* const* inputs, void* const* outputs) {
   return guarded([&] {
     std::shared_lock<std::shared_mutex> lock(pool_mutex);
-    static_cast<Program*>(handle)->execute(inputs, outputs);
+    Program* program = static_cast<Program*>(handle);
+    if (programs.count(program) == 0) throw std::runtime_error("the program was closed");
+    program->execute(inputs, outputs);
   });
 }
 

@@ -179,3 +179,31 @@ def test_a_program_with_int8_arithmetic_passes_the_gate_and_trains(runtime):
     plain = training_program(spec)
     found = {f.int8_arithmetic: train(f, start, dataset, **options) for f in (file, plain)}
     assert found[True].loss_last_epoch == pytest.approx(found[False].loss_last_epoch, rel=0.2)
+
+
+@pytest.mark.parametrize("kernels", [0, -1])
+@pytest.mark.parametrize("place", [0, 37, -1])
+def test_what_is_no_number_does_not_vanish_in_integers(runtime, kernels, place):
+    block, (x, dy, found, weight, bias) = made(2, 5, 6, 20, 24, 3)
+    inputs = (x, dy, found, weight, bias)
+    set_instruction_set(int8_instruction_sets()[kernels])
+    try:
+        program = Program.load(lower(Alone(block), inputs))
+        for index, output in ((0, -1), (1, 2), (3, 0)):  # x: observed, dy: dweight, weight: y
+            damaged = [i.clone() for i in inputs]
+            damaged[index].view(-1)[place] = torch.nan
+            assert np.isnan(execute(program, damaged)[output]).any()
+        program.close()
+    finally:
+        set_instruction_set(int8_instruction_sets()[0])
+
+
+@pytest.mark.parametrize("found", [(0, 1e-38), (-1e-44, 0), (0, 0), (-np.inf, np.inf), (np.nan, 1)])
+def test_no_range_makes_a_result_that_is_no_number(runtime, found):
+    block, (x, dy, _, weight, bias) = made(2, 5, 6, 20, 24, 3)
+    weight = weight * torch.tensor([1e-44] + [1] * 23)  # a column that has all but vanished
+    for kind in (block, b.QuantizedBlock(block.layer)):
+        inputs = (x, dy, torch.tensor(found, dtype=torch.float32), weight, bias)
+        program = Program.load(lower(Alone(kind), inputs))
+        assert all(np.isfinite(o).all() for o in execute(program, inputs))
+        program.close()

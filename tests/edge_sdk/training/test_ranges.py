@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sdk.errors import ProtocolError
+from edge_sdk.errors import ConfigError, ProtocolError
 from edge_sdk.export import training_program as export
 from edge_sdk.export.rounded_layers import round_layers
 from edge_sdk.runtime import ProgramFile, set_threads
@@ -192,3 +192,13 @@ def test_one_range_too_few_or_too_many_is_refused(quantized):
         other = dataclasses.replace(quantized, ranges=ranges)
         with pytest.raises(ProtocolError, match="describes"):
             other.load_program()
+
+
+@pytest.mark.parametrize("seen", [(np.nan, np.nan), (0, np.inf), (-np.inf, 0)])
+def test_activations_that_are_not_finite_end_training_and_leave_the_range(seen):
+    ranges = Ranges(1)
+    with pytest.raises(ConfigError, match="learning rate"):
+        ranges.update(rows((0, 1), seen), 2)
+    assert ranges.arrays[0].tolist() == [1, -1]
+    ranges.update(rows((0, 1), seen), 1)  # the rest is padding
+    assert ranges.arrays[0].tolist() == [0, 1]
