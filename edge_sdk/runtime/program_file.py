@@ -311,7 +311,7 @@ def _description(data: bytes) -> _Description:
     """Return the metadata of safetensors bytes that the library has already accepted."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    text = header.get("__metadata__", {}).get(_METADATA_KEY)
+    text = (header.get("__metadata__") or {}).get(_METADATA_KEY)
     if text is None:
         raise ProtocolError("not a program file: it has no description")
     fields = parse_json(text.encode(), max_bytes=MAX_DESCRIPTION_BYTES)

@@ -149,3 +149,10 @@ def test_a_program_that_is_not_as_described_is_refused(small_training_program):
     other = dataclasses.replace(small_training_program, micro_batch=5)
     with pytest.raises(ProtocolError, match="describes"):
         other.load_program()
+
+
+def test_metadata_that_is_null_is_refused():
+    tensor = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    header = json.dumps({"__metadata__": None, "pte": tensor}).encode()
+    with pytest.raises(ProtocolError, match="no description"):
+        ProgramFile.from_bytes(len(header).to_bytes(8, "little") + header + b"x")
