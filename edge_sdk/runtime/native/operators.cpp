@@ -1,8 +1,9 @@
 // The operators `trajsyn::...` of training programs, registered as ExecuTorch kernels.
 //
 // A program is untrusted: each operator checks the type, the number of elements and the memory of
-// every tensor before it touches one. Results and scratch memory are outputs that ExecuTorch planned, so nothing
-// is allocated here. `edge_sdk/export/operators.py` declares the same operators for the exporter.
+// every tensor before it touches one. Results and scratch memory are outputs that ExecuTorch planned,
+// so nothing is allocated here. `edge_sdk/export/operators.py` declares the same operators for the
+// exporter.
 
 #include <cmath>
 #include <cstring>
