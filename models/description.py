@@ -27,7 +27,8 @@ def read_description(path: Path) -> ModelSpec:
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is no {path.suffix[1:].upper()}: {error}") from error
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise SpecError(f"{path} is no {kind}: {error}") from error
     table = fields.get("model", fields) if isinstance(fields, dict) else None
     if not isinstance(table, dict):
         raise SpecError(f"{path} holds no model description")

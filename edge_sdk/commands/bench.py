@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.commands.output_file import require_writable
 from edge_sdk.errors import ConfigError
 
 HELP = "measure what training costs on this device: time, memory, bytes, temperature, energy"
@@ -123,9 +124,7 @@ def run(options: argparse.Namespace) -> int:
     from edge_sdk.overhead import bench
     from edge_sdk.overhead.report import report_html
 
-    for path in (options.json, options.report):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ConfigError(f"{path}: there is no such folder")
+    require_writable(options.json, options.report)
     request = _request(options)
     if options.save_programs is not None:
         from edge_sdk.overhead.subject import load_program_file
@@ -135,13 +134,17 @@ def run(options: argparse.Namespace) -> int:
         for path in bench.save_programs(known[0] if known else request.spec, options.save_programs):
             print(path)
         return 0
-    document = bench.run(request, say=_say)
+    try:
+        document = bench.run(request, say=_say)
+    except KeyboardInterrupt:
+        _say("interrupted before anything was measured; nothing is written")
+        return 130
+    _print(document)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     if options.json is not None:
         options.json.write_text(text, encoding="utf-8")
     if options.report is not None:
         options.report.write_text(report_html(document), encoding="utf-8")
-    _print(document)
     if document["interrupted"]:
         return 130
     if bench.same_uploads(document) is False:

@@ -8,12 +8,14 @@ import importlib.util
 import json
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sdk.commands.model_options import NAMES, NEEDED, add_model_options, spec_of
+from edge_sdk.commands.output_file import require_writable
 from edge_sdk.commands.torch_notices import without_notices
 from edge_sdk.errors import ConfigError
 from models.description import to_toml
@@ -32,7 +34,7 @@ exit codes:
   0 every layer is supported and trains as in float64
   2 wrong options, or a file that holds no network
   3 a layer is not supported; what to put in its place is printed
-  4 gradients or weights are off
+  4 gradients are off
   5 the native library is missing
 """
 
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, print and write; returns the exit code."""
     if args.micro_batch < 1 or not args.learning_rate > 0:
         raise ConfigError("--micro-batch and --learning-rate must be above 0")
+    require_writable(args.write, args.json)
     with without_notices("checking"):
         from edge_sdk.export.check_model import check_module, check_spec
     options = {"batch": args.micro_batch, "learning_rate": args.learning_rate}
@@ -83,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             if args.input is not None:
                 raise ConfigError("--input belongs to FILE.py:FUNCTION")
+            if args.model.endswith(".py"):
+                raise ConfigError(f"{args.model}: which function of it? Give {args.model}:FUNCTION")
             file = None if args.model in NAMES else Path(args.model)
             for name, value in (("mean", 0.5), ("std", 0.5)):
                 if file is None and args.channels and getattr(args, name) is None:
@@ -112,14 +117,26 @@ def _module(text: str) -> nn.Module:
         raise ConfigError(f"{path}: there is no such file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        made = make() if callable(make) else None
+    except Exception as error:  # somebody else's code may raise anything
+        raise ConfigError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
     if not callable(make):
         raise ConfigError(f"{path} has no function {function!r}")
-    made = make()
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{text} returned {type(made).__name__}, not a torch module")
     return made
+
+
+def _place(error: Exception, path: Path) -> str:
+    """Return the last line of the developer's file that the error passed through."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -129,6 +146,8 @@ def _shape(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--input is {text!r}; give three numbers, such as 3,32,32") from None
     if min(channels, height, width) < 1:
         raise ConfigError(f"--input is {text!r}; every number must be above 0")
+    if height != width:
+        raise ConfigError(f"--input is {text!r}; devices take square images")
     return channels, height, width
 
 

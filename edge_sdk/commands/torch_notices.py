@@ -22,5 +22,6 @@ def without_notices(purpose: str) -> Iterator[None]:
             yield
     except ImportError as error:
         raise ConfigError(
-            f"{purpose} needs torch and executorch ({error}); run `pip install 'trajsyn[server]'`"
+            f"{purpose} needs torch and executorch ({error}); run this where the server is "
+            "installed (`make setup` in a clone)"
         ) from error

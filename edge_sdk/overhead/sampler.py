@@ -80,7 +80,7 @@ class Sampler:
         self._heat: list[tuple[float, float]] = []
         self._mhz: list[tuple[float, float]] = []
         self._throttled: list[tuple[float, frozenset[str]]] = []
-        self.failures = 0
+        self._failures = 0
         self.cpu_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
@@ -94,6 +94,11 @@ class Sampler:
         self._thread.join()
         if self.meter is not None:
             self.meter.close()
+
+    @property
+    def failures(self) -> int:
+        """How often a sensor could not be read or a meter printed what is no sample."""
+        return self._failures + (self.meter.bad_lines if self.meter is not None else 0)
 
     @property
     def power_name(self) -> str | None:
@@ -178,7 +183,7 @@ class Sampler:
         try:
             value = source.read()
         except SensorError:
-            self.failures += 1
+            self._failures += 1
             return
         self._samples.append(((before_s + time.monotonic()) / 2, value))
 
@@ -191,4 +196,4 @@ class Sampler:
             if self._throttle is not None:
                 self._throttled.append((now_s, self._throttle.look()))
         except SensorError:
-            self.failures += 1
+            self._failures += 1

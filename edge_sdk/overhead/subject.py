@@ -122,9 +122,10 @@ def exported(spec: ModelSpec, directory: Path, needs: Sequence[Need]) -> Program
         raise ConfigError(
             "there is no program to measure. Either\n"
             "  - give --config device.toml of a device that has had a task from its server, or\n"
-            "  - run `edge-sdk bench --save-programs DIR` on a computer with torch (pip install "
-            "'trajsyn[server]'), copy DIR here and give --program DIR/*.tsp, or\n"
-            "  - install torch and executorch here: pip install 'trajsyn[server]'"
+            "  - run `edge-sdk bench --save-programs DIR` where the server is installed (`make\n"
+            "    setup` in a clone), copy DIR here and give --program DIR/*.tsp, or\n"
+            "  - install torch and executorch here: pip install 'WHEEL[server]', WHEEL being the\n"
+            "    file of this wheel"
         )
     return _complete(Programs(_export(spec, directory, needs), "exported here for this run"))
 

@@ -224,6 +224,9 @@ OWN = """
 
     def no_module():
         return 3
+
+    def broken():
+        raise IndexError("my own mistake")
 """
 
 
@@ -282,6 +285,10 @@ def test_the_command_knows_the_networks_by_name(runtime, capsys):
         (["check", "OWN:batch_norm", "--input", "1,9,9", "--classes", "3"], "nothing else"),
         (["check", "OWN:absent", "--input", "1,9,9"], "has no function 'absent'"),
         (["check", "OWN:no_module", "--input", "1,9,9"], "returned int"),
+        (["check", "OWN:broken", "--input", "1,9,9"], r"own.py:14: IndexError: my own mistake"),
+        (["check", "OWN", "--input", "1,9,9"], "which function"),
+        (["check", "OWN:batch_norm", "--input", "1,9,8"], "square images"),
+        (["check", "convnet", "--write", "/no/such/folder/f.toml"], "cannot be written"),
         (["check", "absent.py:f", "--input", "1,9,9"], "no such file"),
         (["check", "absent.toml"], "No such file"),
         (["check", "convnet", "--input", "1,9,9"], "belongs to FILE.py"),

@@ -135,11 +135,10 @@ def test_an_external_meter_is_any_command_that_prints_json_lines(tmp_path, field
 
 def test_bad_lines_of_a_meter_are_counted_and_skipped(tmp_path):
     fields = '{"power_w": 2.0} if int(now * 50) % 2 else "no json"'
-    meter = Meter(meter_command(tmp_path, fields))
-    time.sleep(0.5)
-    meter.close()
-    assert meter.bad_lines > 2
-    assert {value for _, value in meter.trace()} == {2.0}
+    with Sampler(meter_command=meter_command(tmp_path, fields)) as sampler:
+        time.sleep(0.5)
+    assert sampler.failures > 2
+    assert {value for _, value in sampler.trace()} == {2.0}
 
 
 @pytest.mark.parametrize(
