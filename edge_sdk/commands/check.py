@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
                 raise ConfigError("FILE.py:FUNCTION needs --input C,H,W, and nothing else of that")
             found = check_module(_module(args.model), _shape(args.input), **options)
         else:
-            if args.input is not None:
-                raise ConfigError("--input belongs to FILE.py:FUNCTION")
             if args.model.endswith(".py"):
                 raise ConfigError(f"{args.model}: which function of it? Give {args.model}:FUNCTION")
+            if args.input is not None:
+                raise ConfigError("--input belongs to FILE.py:FUNCTION")
             file = None if args.model in NAMES else Path(args.model)
             for name, value in (("mean", 0.5), ("std", 0.5)):
                 if file is None and args.channels and getattr(args, name) is None:

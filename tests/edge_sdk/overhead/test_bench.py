@@ -252,7 +252,7 @@ def _processes_of(directory):
         (["--program", __file__], ["test_bench.py", "not a program file"]),
         (["--config", "no.toml"], ["no.toml"]),
         (["--channels", "0"], ["channels"]),
-        (["--json", "/nowhere/at/all.json"], ["/nowhere/at/all.json", "folder"]),
+        (["--json", "/nowhere/at/all.json"], ["/nowhere/at/all.json", "cannot be written"]),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(arguments, words, capsys):
