@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from edge_sdk.export import TRAINING_PRECISIONS
@@ -24,6 +25,7 @@ from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.protocol.messages import ENCODING, NAME, Encoding, TrainingSettings
 from models import ModelSpec, SpecError, layout_of
 from server_toolkit.errors import ConfigError
+from server_toolkit.rounds.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -160,10 +162,27 @@ class ReleaseSection(Section):
 
 
 class PipelineSection(Section):
-    """What `serve` runs after the last round."""
+    """What `serve` runs after the last round, and its hardening between rounds.
+
+    With `harden_every` N the server distils and hardens after every N-th round too, for the first
+    time after `harden_first` rounds, and the next round starts from the hardened weights.
+    """
 
     enabled: bool = True
     arm: str = Field(default="trajsyn_server_set", pattern=f"^{NAME}$")
+    harden_every: int = Field(default=0, ge=0, le=100_000)
+    harden_first: int = Field(default=1, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _enabled(self) -> Self:
+        if self.harden_every and not self.enabled:
+            raise ValueError("harden_every needs enabled = true")
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """After which rounds to harden."""
+        return Schedule(every=self.harden_every, first=self.harden_first)
 
 
 class ServerConfig(Section):

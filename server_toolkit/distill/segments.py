@@ -19,12 +19,15 @@ class Trajectories:
     """The weights that the server saw, each a flat `(size,) float32` vector.
 
     `global_path[t]` is what round t started from, with the weights after the last round as its
-    last entry; `device_path[device][t]` is what that device had after round t. Rounds or devices
-    may be missing. Raises `DistillationError` naming the first vector that does not fit.
+    last entry; `device_path[device][t]` is what that device had after round t. Where the server
+    hardened the aggregate before round t, `unhardened[t]` is that aggregate and `global_path[t]`
+    what became of it. Rounds or devices may be missing. Raises `DistillationError` naming the first
+    vector that does not fit.
     """
 
     global_path: Mapping[int, Flat]
     device_path: Mapping[str, Mapping[int, Flat]] = field(default_factory=dict)
+    unhardened: Mapping[int, Flat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.global_path:
@@ -42,6 +45,8 @@ class Trajectories:
     def _vectors(self) -> Iterator[tuple[str, Flat]]:
         for t, weights in self.global_path.items():
             yield f"global weights of round {t}", weights
+        for t, weights in self.unhardened.items():
+            yield f"aggregate before round {t}", weights
         for device, path in self.device_path.items():
             for t, weights in path.items():
                 yield f"weights of device {device} after round {t}", weights
@@ -69,7 +74,8 @@ def list_segments(
     `device` joins θ_i^t to θ_i^{t+M} with M = `rounds_ahead`, a device's own path across the
     averaging between its rounds; `local` joins the base θ_g^t to θ_i^t, one device's local
     training (M plays no part); `fleet` joins θ_g^t to θ_g^{t+M} and is the one that secure
-    aggregation leaves possible. `first_round` and `last_round` bound t, both included. Raises
+    aggregation leaves possible. No segment crosses a hardening: a fleet segment may end at the
+    aggregate before it and another begin behind it. `first_round` and `last_round` bound t, both included. Raises
     `DistillationError` where nothing fits, saying what would.
     """
     if kind not in get_args(SegmentKind):
@@ -82,21 +88,25 @@ def list_segments(
     def in_window(t: int) -> bool:
         return t >= first_round and (last_round is None or t <= last_round)
 
+    def hardened_between(t: int, end: int) -> bool:
+        return any(t < r < end for r in trajectories.unhardened)
+
     segments: list[Segment] = []
     if kind == "fleet":
+        ends = {**trajectories.global_path, **trajectories.unhardened}
         segments = [
-            Segment(weights, path[t + rounds_ahead], f"fleet {t} to {t + rounds_ahead}")
-            for path in [trajectories.global_path]
-            for t, weights in sorted(path.items())
-            if in_window(t) and t + rounds_ahead in path
+            Segment(weights, ends[end], f"fleet {t} to {end}")
+            for t, weights in sorted(trajectories.global_path.items())
+            for end in [t + rounds_ahead]
+            if in_window(t) and end in ends and not hardened_between(t, end)
         ]
     for device, path in sorted(trajectories.device_path.items()):
         for t, weights in sorted(path.items()):
             if not in_window(t):
                 continue
-            if kind == "device" and t + rounds_ahead in path:
-                text = f"device {device} {t} to {t + rounds_ahead}"
-                segments.append(Segment(weights, path[t + rounds_ahead], text))
+            end = t + rounds_ahead
+            if kind == "device" and end in path and not hardened_between(t, end + 1):
+                segments.append(Segment(weights, path[end], f"device {device} {t} to {end}"))
             elif kind == "local" and t in trajectories.global_path:
                 start = trajectories.global_path[t]
                 segments.append(Segment(start, weights, f"local {device} {t}"))

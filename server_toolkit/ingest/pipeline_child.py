@@ -1,4 +1,4 @@
-"""The process that distils, hardens, evaluates and releases once the rounds are over."""
+"""The process that distils and hardens between rounds and, after the last, releases too."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PipelineChild:
     """Runs `server-toolkit pipeline` beside the server, which stays small and responsive.
 
     The child inherits a lock. It outlives a server that is killed, and a new server waits for its
-    end instead of starting a second one. A pipeline that failed is tried again at the next start
-    of the server; its stages skip what is done.
+    end instead of starting a second one. A pipeline that failed after the last round is tried again
+    at the next start of the server; its stages skip what is done.
     """
 
     def __init__(self, ledger: Ledger, config_file: Path) -> None:
@@ -33,27 +33,32 @@ class PipelineChild:
         self._log_file = ledger.directory / "pipeline.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def on_tick(self) -> None:
-        """Start the child if it is time, or see whether it has ended; call once rounds are over."""
-        if self.state == "finished" and not self._ledger.pipeline_finished():
+    def on_tick(self, *, between_rounds: bool = False) -> None:
+        """Start the child if it is time, or see whether it has ended.
+
+        Call it while a round waits for `between_rounds` hardening, and once the rounds are over.
+        """
+        if self.state == "finished" and (between_rounds or not self._ledger.pipeline_finished()):
             self.state = "waiting"  # more rounds were configured, and they are over too
         if self.state == "waiting":
-            self._start()
+            self._start(between_rounds)
         elif self.state == "running" and self._process is not None:
             code = self._process.poll()
-            if code == 0:
+            if code == 0 and between_rounds:
+                self.state = "waiting"  # for the next time; the ledger has the hardened weights
+            elif code == 0:
                 self._ledger.record_pipeline_finished()
                 self.state = "finished"
                 log.info("the pipeline is done")
             elif code is not None:
                 self.state = "failed"
-                log.error(
-                    "the pipeline ended with exit code %d; see %s. It is tried again when the "
-                    "server starts, or run 'server-toolkit pipeline --config %s'",
-                    code,
-                    self._log_file,
-                    self._config_file,
-                )
+                log.error("the pipeline ended with exit code %d; see %s", code, self._log_file)
+                if not between_rounds:
+                    log.error(
+                        "it is tried again when the server starts, or run "
+                        "'server-toolkit pipeline --config %s'",
+                        self._config_file,
+                    )
 
     def stop(self) -> None:
         """Ask a running child to keep a checkpoint and end, and wait for it."""
@@ -67,12 +72,14 @@ class PipelineChild:
             self._process.kill()
             self._process.wait()
 
-    def _start(self) -> None:
+    def _start(self, between_rounds: bool) -> None:
         lock = try_lock(self._ledger.directory / "pipeline.lock")
         if lock is None:
             return  # one that an earlier server started is at work still
         config = str(self._config_file)
         command = [sys.executable, "-m", "server_toolkit.cli", "pipeline", "--config", config]
+        if between_rounds:
+            command.append("--between-rounds")
         try:
             with self._log_file.open("ab") as output:
                 self._process = subprocess.Popen(
@@ -81,4 +88,5 @@ class PipelineChild:
         finally:
             os.close(lock)
         self.state = "running"
-        log.info("the rounds are over; the pipeline runs, its messages go to %s", self._log_file)
+        when = "a round is over" if between_rounds else "the rounds are over"
+        log.info("%s; the pipeline runs, its messages go to %s", when, self._log_file)

@@ -97,6 +97,7 @@ class Service:
             deadline_s=config.rounds.deadline_s,
             training=config.training.settings,
             encoding=config.training.encoding,
+            schedule=config.pipeline.schedule,
         )
         self._pipeline = PipelineChild(ledger, config.file) if config.pipeline.enabled else None
         self._task: bytes | None = None  # what the broker retains, as far as we know
@@ -159,8 +160,7 @@ class Service:
         self._guard("rounds", self._advance_rounds)
         self._guard("task", self._publish_task)
         self._guard("release", self._publish_release)
-        if self._pipeline is not None and self._coordinator.finished:
-            self._guard("pipeline", self._pipeline.on_tick)
+        self._guard("pipeline", self._advance_pipeline)
         if time.monotonic() >= self._garbage_due_s:
             self._garbage_due_s = time.monotonic() + GARBAGE_S
             self._guard("garbage", self._handler.transfers.collect_garbage)
@@ -180,6 +180,17 @@ class Service:
     def _advance_rounds(self) -> None:
         if self._coordinator.on_tick(time.time()):
             self._publish_task()
+
+    def _advance_pipeline(self) -> None:
+        if self._pipeline is None:
+            return
+        if self._coordinator.finished:
+            self._pipeline.on_tick()
+        elif self._coordinator.waits_for_hardening:
+            self._pipeline.on_tick(between_rounds=True)
+            if self._pipeline.state == "failed":
+                self._pipeline.state = "waiting"
+                self._coordinator.skip_hardening()
 
     def _publish_task(self) -> None:
         """Publish the retained task if it is news; an empty message takes back the last one."""

@@ -34,7 +34,8 @@ class Ledger(StageRecords):
 
     Rows are returned as detached `schema` objects. Every `record_` and `close_` call is one
     transaction that is on the disk when it returns. `global_weights(t)` are the weights that
-    round t starts from, so after the last of R rounds `latest_round()` is R.
+    round t starts from, so after the last of R rounds `latest_round()` is R. They are the aggregate
+    of round t - 1, unless the server hardened that one between the two rounds.
     """
 
     def __init__(self, directory: Path, database: Database, run: schema.Run) -> None:
@@ -174,8 +175,8 @@ class Ledger(StageRecords):
     ) -> None:
         """Close the open round with its aggregate and open the next one in the same transaction.
 
-        With `next_deadline_s` None it was the last round. Raises `LedgerError` if the round is
-        not open.
+        With `next_deadline_s` None none opens: it was the last, or hardening comes first. Raises
+        `LedgerError` if the round is not open.
         """
         aggregate = self.blobs.put(encode_weights(weights, self.layout))
         with self._database.write() as session:
@@ -192,8 +193,45 @@ class Ledger(StageRecords):
             closed = schema.Round.closed_at_s.is_not(None)
             return session.scalar(select(func.count()).select_from(schema.Round).where(closed)) or 0
 
+    def record_hardened_base(self, round: int, weights: Flat, *, model: str) -> None:
+        """Let the next round start from `weights`, recorded as the artefact `model`.
+
+        Repeating it changes nothing. Raises `LedgerError` if `round` is not the next one, has begun
+        or starts from other hardened weights already.
+        """
+        blob = self.blobs.put(encode_weights(weights, self.layout))
+        if round != self.latest_round():
+            raise LedgerError(f"round {round} is not the next one, {self.latest_round()}")
+        with self._database.write() as session:
+            row = session.get(schema.HardenedBase, round)
+            if row is not None and row.weights_sha256 == blob.sha256:
+                return
+            if row is not None or session.get(schema.Round, round) is not None:
+                raise LedgerError(f"round {round} has its weights already")
+            row = schema.HardenedBase(
+                round=round,
+                weights_sha256=blob.sha256,
+                weights_size=blob.size,
+                model=model,
+                created_at_s=time.time(),
+            )
+            session.add(row)
+
+    def hardened_bases(self) -> Sequence[schema.HardenedBase]:
+        """Return what was hardened between rounds, the first one first."""
+        query = select(schema.HardenedBase).order_by(schema.HardenedBase.round)
+        return self._database.rows(query)
+
     def weights_blob(self, round: int) -> BlobRef:
         """Return where the global weights are that `round` starts from."""
+        with self._database.read() as session:
+            row = session.get(schema.HardenedBase, round)
+        if row is not None:
+            return BlobRef(sha256=row.weights_sha256, size=row.weights_size)
+        return self.aggregate_blob(round)
+
+    def aggregate_blob(self, round: int) -> BlobRef:
+        """Return where the weights are that the rounds before `round` aggregated to."""
         if round == 0:
             return self.initial
         before = self.round(round - 1)
@@ -203,11 +241,17 @@ class Ledger(StageRecords):
 
     def global_weights(self, round: int) -> Flat:
         """Return the flat float32 weights that `round` starts from, checked against their hash."""
-        sha256 = self.weights_blob(round).sha256
+        return self._weights(self.weights_blob(round), f"weights of round {round}")
+
+    def aggregate_weights(self, round: int) -> Flat:
+        """Return what the rounds before `round` aggregated to, before any hardening."""
+        return self._weights(self.aggregate_blob(round), f"aggregate before round {round}")
+
+    def _weights(self, blob: BlobRef, what: str) -> Flat:
         try:
-            return decode_weights(self.blobs.read(sha256), self.layout)
+            return decode_weights(self.blobs.read(blob.sha256), self.layout)
         except ProtocolError as error:
-            raise LedgerError(f"weights of round {round}: {error}") from error
+            raise LedgerError(f"{what}: {error}") from error
 
     def device_weights(self, device: str, round: int) -> Flat:
         """Return what `device` had at the end of `round`: base + update in float32, bit for bit."""

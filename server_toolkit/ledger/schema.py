@@ -103,6 +103,18 @@ class Round(Base):
     aggregate_size: Mapped[int | None]
 
 
+class HardenedBase(Base):
+    """Weights that were hardened between two rounds: `round` starts from them instead."""
+
+    __tablename__ = "hardened_base"
+
+    round: Mapped[int] = mapped_column(primary_key=True)
+    weights_sha256: Mapped[str] = mapped_column(String(64))
+    weights_size: Mapped[int]
+    model: Mapped[str] = mapped_column(String(80))  # the artefact that they were recorded as
+    created_at_s: Mapped[float]
+
+
 class Update(Base):
     """One accepted update, for ever: rows are never changed or deleted (triggers hold this)."""
 

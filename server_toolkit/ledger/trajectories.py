@@ -50,7 +50,8 @@ def aggregate(ledger: Ledger, round: int) -> Flat:
 def trajectories(ledger: Ledger) -> Trajectories:
     """Return the weights of every closed round: the fleet's, and base + update of each device.
 
-    Late updates are left out, so that the result no longer changes once the rounds are closed.
+    Where the server hardened between two rounds, the aggregate before it is kept too. Late updates
+    are left out, so that the result no longer changes once the rounds are closed.
     """
     from server_toolkit.distill.segments import Trajectories
 
@@ -60,7 +61,11 @@ def trajectories(ledger: Ledger) -> Trajectories:
         if row.round < last and row.verdict == "accepted":
             weights = ledger.global_weights(row.round) + stored_update(ledger, row)
             devices.setdefault(row.device, {})[row.round] = weights
-    return Trajectories({t: ledger.global_weights(t) for t in range(last + 1)}, devices)
+    return Trajectories(
+        {t: ledger.global_weights(t) for t in range(last + 1)},
+        devices,
+        {row.round: ledger.aggregate_weights(row.round) for row in ledger.hardened_bases()},
+    )
 
 
 def verify(ledger: Ledger) -> Iterator[str]:
@@ -71,6 +76,10 @@ def verify(ledger: Ledger) -> Iterator[str]:
     for bit.
     """
     named = [(ledger.initial.sha256, "initial weights"), (ledger.program.sha256, "program")]
+    named += [
+        (row.weights_sha256, f"hardened weights of round {row.round}")
+        for row in ledger.hardened_bases()
+    ]
     named += [(f["sha256"], f"release {r.version}") for r in ledger.releases() for f in r.files]
     for sha256, what in named:
         try:
@@ -84,11 +93,14 @@ def verify(ledger: Ledger) -> Iterator[str]:
             yield f"update of {row.device}, round {row.round}: {error}"
     for closed in ledger.rounds():
         if closed.base_sha256 != ledger.weights_blob(closed.number).sha256:
-            yield f"round {closed.number}: its base is not the aggregate of the round before"
+            yield (
+                f"round {closed.number}: its base is neither the aggregate of the round before "
+                "nor what was hardened from it"
+            )
         if closed.closed_at_s is None:
             continue
         try:
-            stored = ledger.global_weights(closed.number + 1)
+            stored = ledger.aggregate_weights(closed.number + 1)
             same = np.array_equal(aggregate(ledger, closed.number), stored)
         except LedgerError as error:
             yield f"round {closed.number}: its aggregate cannot be checked: {error}"

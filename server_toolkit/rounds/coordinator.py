@@ -7,6 +7,7 @@ import logging
 from edge_sdk.protocol.messages import BlobRef, Encoding, Task, TrainingSettings
 from server_toolkit.ledger import Ledger, schema
 from server_toolkit.ledger.trajectories import aggregate
+from server_toolkit.rounds.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,9 @@ class Coordinator:
     A round closes once every active device's update is in, or at its deadline with at least
     `quorum` updates; with fewer the deadline moves on by `deadline_s`. Both kinds of closing need
     the quorum, so a fleet that is still being enrolled does not finish without its devices.
+
+    Where `schedule` says so, the next round opens only when the ledger has its hardened weights, or
+    after `skip_hardening`; until then there is no task.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class Coordinator:
         deadline_s: float,
         training: TrainingSettings,
         encoding: Encoding,
+        schedule: Schedule | None = None,
     ) -> None:
         self.ledger = ledger
         self.rounds = rounds
@@ -35,18 +40,35 @@ class Coordinator:
         self.deadline_s = deadline_s
         self.training = training
         self.encoding = encoding
+        self.schedule = schedule or Schedule()
+        self._skipped: int | None = None  # the round that starts unhardened after all
 
     @property
     def finished(self) -> bool:
         """Whether the configured number of rounds is closed."""
         return self.ledger.latest_round() >= self.rounds
 
+    @property
+    def waits_for_hardening(self) -> bool:
+        """Whether the next round may not open yet because its weights are to be hardened."""
+        return self.ledger.open_round() is None and self._is_due(self.ledger.latest_round())
+
+    def _is_due(self, closed: int) -> bool:
+        if not self.schedule.is_due(closed, rounds=self.rounds) or closed == self._skipped:
+            return False
+        return all(row.round != closed for row in self.ledger.hardened_bases())
+
+    def skip_hardening(self) -> None:
+        """Let the next round start from the aggregate as it is: devices must not wait for ever."""
+        self._skipped = self.ledger.latest_round()
+        log.error("round %d starts from weights that are not hardened", self._skipped)
+
     def start(self, now_s: float) -> None:
         """Open the first round, or carry on with the one that a stopped server was in."""
         current = self.ledger.open_round()
         if current is not None:
             log.info("round %d of %d goes on", current.number, self.rounds)
-        elif not self.finished:
+        elif not self.finished and not self.waits_for_hardening:
             row = self.ledger.begin_round(now_s=now_s, deadline_s=now_s + self.deadline_s)
             log.info("round %d of %d is open", row.number, self.rounds)
 
@@ -71,7 +93,8 @@ class Coordinator:
         """Close or extend the open round if it is time; True if `task` has changed."""
         current = self.ledger.open_round()
         if current is None:
-            return False
+            self.start(now_s)
+            return self.ledger.open_round() is not None
         reported = {u.device for u in self.ledger.updates(current.number)}
         active = {d.id for d in self.ledger.devices() if d.active}
         late = now_s >= current.deadline_s
@@ -99,16 +122,17 @@ class Coordinator:
         """
         weights = aggregate(self.ledger, current.number)
         last = current.number + 1 >= self.rounds
+        hardens = self._is_due(current.number + 1)
         self.ledger.close_round(
             current.number,
             weights,
             now_s=now_s,
-            next_deadline_s=None if last else now_s + self.deadline_s,
+            next_deadline_s=None if last or hardens else now_s + self.deadline_s,
         )
         log.info(
             "round %d closed with %d updates of %d active devices%s",
             current.number,
             reported,
             active,
-            "; it was the last" if last else "",
+            "; it was the last" if last else "; hardening before the next" if hardens else "",
         )

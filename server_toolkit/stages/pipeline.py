@@ -1,4 +1,4 @@
-"""The pipeline: every stage from the last round to the release of one arm."""
+"""The pipeline: every stage from the last round to the release, and hardening between rounds."""
 
 from __future__ import annotations
 
@@ -34,19 +34,7 @@ def run_pipeline(
     with what they have.
     """
     arm = workspace.config.pipeline.arm
-    with show(f"distil {arm}") as progress:
-        run_distill(
-            workspace, arm, settings=distill_settings(workspace), progress=progress, device=device
-        )
-    with show(f"harden {arm}") as progress:
-        run_harden(
-            workspace,
-            arm,
-            proxy=arm,
-            settings=harden_settings(workspace),
-            progress=progress,
-            device=device,
-        )
+    _distill_and_harden(workspace, arm, show=show, device=device)
     judge = find_judge(workspace, [arm, FEDAVG])
     if judge.warning:
         log.warning(judge.warning)
@@ -57,6 +45,50 @@ def run_pipeline(
         log.info("%s is released already", arm)
         return None
     return run_release(workspace, arm)
+
+
+def run_between_rounds(
+    workspace: Workspace,
+    *,
+    show: Callable[[str], AbstractContextManager[Progress]],
+    device: str = "cpu",
+) -> str | None:
+    """Distil and harden the newest aggregate and let the next round start from the result.
+
+    Returns the model's name, or None if the next round has its hardened weights already or has
+    begun. Interrupted, it carries on. Raises what the stages raise.
+    """
+    ledger = workspace.ledger
+    number = ledger.latest_round()
+    hardened = any(row.round == number for row in ledger.hardened_bases())
+    if hardened or ledger.round(number) is not None:
+        return None
+    name = f"{workspace.config.pipeline.arm}-before-round-{number}"
+    _distill_and_harden(workspace, name, show=show, device=device)
+    weights, _ = workspace.weights(name)
+    ledger.record_hardened_base(number, weights, model=name)
+    return name
+
+
+def _distill_and_harden(
+    workspace: Workspace,
+    name: str,
+    *,
+    show: Callable[[str], AbstractContextManager[Progress]],
+    device: str,
+) -> None:
+    settings = distill_settings(workspace)
+    with show(f"distil {name}") as progress:
+        run_distill(workspace, name, settings=settings, progress=progress, device=device)
+    with show(f"harden {name}") as progress:
+        run_harden(
+            workspace,
+            name,
+            proxy=name,
+            settings=harden_settings(workspace),
+            progress=progress,
+            device=device,
+        )
 
 
 def distill_settings(workspace: Workspace) -> DistillConfig:

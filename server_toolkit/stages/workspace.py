@@ -26,7 +26,7 @@ from server_toolkit.ledger.schema import Artefact
 from server_toolkit.ledger.stage_records import ArtefactKind
 
 FEDAVG = "fedavg"
-"""The undefended federated model: the newest global weights, always there, never a file."""
+"""The undefended federated model: the newest aggregate, always there, never a file."""
 
 FOLDERS: Mapping[ArtefactKind, str] = {
     "proxy": "proxy/{}.safetensors",
@@ -102,7 +102,7 @@ class Workspace:
         """Return a model's weights and the sha256 that names them; "fedavg" is the fleet's own."""
         if name == FEDAVG:
             newest = self.ledger.latest_round()
-            return self.ledger.global_weights(newest), self.ledger.weights_blob(newest).sha256
+            return self.ledger.aggregate_weights(newest), self.ledger.aggregate_blob(newest).sha256
         path, row = self.read("model", name)
         try:
             return decode_weights(path.read_bytes(), self.ledger.layout), row.sha256

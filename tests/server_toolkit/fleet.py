@@ -37,7 +37,7 @@ def new_ledger(directory: Path) -> Ledger:
     )
 
 
-def coordinator(ledger, *, rounds=2, quorum=1, deadline_s=100.0):
+def coordinator(ledger, *, rounds=2, quorum=1, deadline_s=100.0, schedule=None):
     return Coordinator(
         ledger,
         rounds=rounds,
@@ -45,6 +45,7 @@ def coordinator(ledger, *, rounds=2, quorum=1, deadline_s=100.0):
         deadline_s=deadline_s,
         training=TRAINING,
         encoding="int8",
+        schedule=schedule,
     )
 
 

@@ -1,5 +1,7 @@
 """When the pipeline's process is started."""
 
+import subprocess
+
 import pytest
 
 from server_toolkit.ingest.pipeline_child import PipelineChild
@@ -15,7 +17,7 @@ def ledger(tmp_path):
 
 def test_it_runs_again_after_rounds_that_were_added_later(ledger, monkeypatch):
     started = []
-    monkeypatch.setattr(PipelineChild, "_start", lambda self: started.append(self.state))
+    monkeypatch.setattr(PipelineChild, "_start", lambda self, _between: started.append(self.state))
     device = FakeDevice("camera-1").enrol(ledger)
     ledger.record_pipeline_finished()
     child = PipelineChild(ledger, ledger.directory / "server.toml")
@@ -27,3 +29,50 @@ def test_it_runs_again_after_rounds_that_were_added_later(ledger, monkeypatch):
     assert rounds.on_tick(1.0)
     child.on_tick()
     assert started == ["waiting"]
+
+
+@pytest.fixture
+def child(ledger, monkeypatch):
+    """A child whose command line is a shell line that the test sets."""
+    popen = subprocess.Popen
+    child = PipelineChild(ledger, ledger.directory / "server.toml")
+    child.commands = []
+
+    def start(command, **arguments):
+        child.commands.append(command)
+        return popen(["sh", "-c", child.line], **arguments)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    yield child
+    child.stop()
+
+
+def run(child, *, between_rounds):
+    child.on_tick(between_rounds=between_rounds)
+    child._process.wait()
+    child.on_tick(between_rounds=between_rounds)
+
+
+def test_between_rounds_it_hardens_and_is_ready_for_the_next_time(ledger, child):
+    child.line = "exit 0"
+    run(child, between_rounds=True)
+    assert child.state == "waiting"
+    assert not ledger.pipeline_finished()
+    run(child, between_rounds=False)
+    assert child.state == "finished"
+    assert ["--between-rounds" in command for command in child.commands] == [True, False]
+
+
+def test_it_hardens_between_rounds_that_were_added_after_a_finished_pipeline(ledger, child):
+    ledger.record_pipeline_finished()
+    child.state, child.line = "finished", "exit 0"
+    run(child, between_rounds=True)
+    assert len(child.commands) == 1
+
+
+def test_a_failure_says_where_its_messages_are(child, caplog):
+    child.line = "echo broken; exit 5"
+    run(child, between_rounds=True)
+    assert child.state == "failed"
+    assert "exit code 5" in caplog.text
+    assert child._log_file.read_text() == "broken\n"

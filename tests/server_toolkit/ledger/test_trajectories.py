@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from edge_sdk.protocol.updates import decode_update
+from server_toolkit.distill.segments import list_segments
+from server_toolkit.errors import DistillationError, LedgerError
 from server_toolkit.ledger.trajectories import aggregate, verify
+from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.fleet import LAYOUT, FakeDevice, coordinator, new_ledger, random_flat
 
 
@@ -78,6 +81,56 @@ def test_missing_weights_are_named(ledger):
     text = "\n".join(verify(ledger))
     assert "initial weights" in text
     assert "round 0: its aggregate cannot be checked" in text
+
+
+@pytest.fixture
+def hardened(tmp_path):
+    """Two rounds, the second of which started from hardened weights."""
+    ledger = new_ledger(tmp_path / "hardened")
+    device = FakeDevice("camera-1").enrol(ledger)
+    rounds = coordinator(ledger, rounds=2, schedule=Schedule(every=1))
+    rounds.start(0.0)
+    device.record(ledger, 0, seed=1)
+    rounds.on_tick(100.0)
+    ledger.record_hardened_base(1, random_flat(9), model="m")
+    rounds.on_tick(101.0)
+    device.record(ledger, 1, seed=2)
+    rounds.on_tick(102.0)
+    yield ledger
+    ledger.close()
+
+
+def test_segments_end_before_a_hardening_and_begin_behind_it(hardened):
+    paths = hardened.trajectories()
+    first, second = list_segments(paths, kind="fleet")
+    np.testing.assert_array_equal(first.start, random_flat(0))
+    np.testing.assert_array_equal(first.target, hardened.aggregate_weights(1))
+    np.testing.assert_array_equal(second.start, random_flat(9))
+    np.testing.assert_array_equal(second.target, hardened.global_weights(2))
+    with pytest.raises(DistillationError, match="no 'fleet' segment"):
+        list_segments(paths, kind="fleet", rounds_ahead=2)
+    with pytest.raises(DistillationError, match="no 'device' segment"):
+        list_segments(paths, kind="device")
+
+
+def test_a_ledger_with_hardened_weights_verifies_and_names_lost_ones(hardened):
+    assert list(verify(hardened)) == []
+    hardened.blobs.path(hardened.weights_blob(1).sha256).unlink()
+    assert any("hardened weights of round 1" in said for said in verify(hardened))
+
+
+def test_a_round_is_given_hardened_weights_once_and_before_it_begins(hardened, tmp_path):
+    with pytest.raises(LedgerError, match="not the next one"):
+        hardened.record_hardened_base(1, random_flat(3), model="m")
+    hardened.record_hardened_base(2, random_flat(3), model="m")
+    hardened.record_hardened_base(2, random_flat(3), model="m")
+    with pytest.raises(LedgerError, match="already"):
+        hardened.record_hardened_base(2, random_flat(4), model="m")
+    fresh = new_ledger(tmp_path / "fresh")
+    coordinator(fresh).start(0.0)
+    with pytest.raises(LedgerError, match="already"):
+        fresh.record_hardened_base(0, random_flat(3), model="m")
+    fresh.close()
 
 
 def test_a_flipped_bit_in_a_file_of_a_release_is_named(ledger):

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from server_toolkit.ledger import BlobStore, Ledger
-from tests.server_toolkit.fleet import TRAINING, FakeDevice, coordinator, new_ledger
+from server_toolkit.rounds.schedule import Schedule
+from tests.server_toolkit.fleet import (
+    TRAINING,
+    FakeDevice,
+    coordinator,
+    new_ledger,
+    random_flat,
+)
 
 
 class KilledError(BaseException):
@@ -164,3 +171,49 @@ def test_a_kill_while_closing_leaves_the_round_open_and_whole(ledger, devices, m
     assert rounds.on_tick(2.0)
     assert again.latest_round() == 1
     assert [u.verdict for u in again.updates(0)] == ["accepted"] * 3
+
+
+HARDEN_AFTER_ONE = Schedule(every=2, first=1)
+
+
+def close_one_round(ledger, rounds, device):
+    rounds.start(0.0)
+    device.record(ledger, ledger.open_round().number, seed=5)
+    assert rounds.on_tick(200.0)
+
+
+def test_a_round_that_is_to_be_hardened_opens_only_with_its_weights(ledger, devices):
+    rounds = coordinator(ledger, rounds=3, schedule=HARDEN_AFTER_ONE)
+    close_one_round(ledger, rounds, devices[0])
+    assert rounds.waits_for_hardening
+    assert not rounds.finished
+    assert rounds.task() is None
+    assert not rounds.on_tick(201.0)
+    ledger.record_hardened_base(1, random_flat(9), model="m")
+    assert rounds.on_tick(202.0)
+    assert rounds.task().base == ledger.weights_blob(1) != ledger.aggregate_blob(1)
+    np.testing.assert_array_equal(ledger.global_weights(1), random_flat(9))
+
+
+def test_a_server_that_restarts_while_it_hardens_still_waits(ledger, devices):
+    close_one_round(ledger, coordinator(ledger, rounds=3, schedule=HARDEN_AFTER_ONE), devices[0])
+    again = coordinator(ledger, rounds=3, schedule=HARDEN_AFTER_ONE)
+    again.start(300.0)
+    assert again.waits_for_hardening
+    assert again.task() is None
+
+
+def test_where_hardening_fails_the_round_starts_from_the_aggregate(ledger, devices, caplog):
+    rounds = coordinator(ledger, rounds=3, schedule=HARDEN_AFTER_ONE)
+    close_one_round(ledger, rounds, devices[0])
+    rounds.skip_hardening()
+    assert "not hardened" in caplog.text
+    assert rounds.on_tick(201.0)
+    assert rounds.task().base == ledger.aggregate_blob(1)
+
+
+def test_a_round_that_is_not_due_opens_at_once(ledger, devices):
+    rounds = coordinator(ledger, rounds=3, schedule=Schedule(every=2, first=2))
+    close_one_round(ledger, rounds, devices[0])
+    assert not rounds.waits_for_hardening
+    assert rounds.task().round == 1
