@@ -1,0 +1,51 @@
+"""What every attack needs of a model: logits, and gradients of a loss with respect to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from server_toolkit.errors import ConfigError
+
+Model = Callable[[Tensor], Tensor]
+"""Maps images `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)`."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits `(N, classes)` and labels to one loss an image `(N,)`, larger for a better attack."""
+
+
+def loss_gradient(
+    model: Model, images: Tensor, labels: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, losses `(N,)` and the losses' pixel gradient from one pass each way.
+
+    Raises `ConfigError` for a model whose logits carry no gradient.
+    """
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+        losses = loss(logits, labels)
+    if not losses.requires_grad:
+        raise ConfigError(
+            "the model's logits carry no gradient: attack it with square, "
+            "or craft on a torch model and transfer"
+        )
+    # A sum, not a mean: one image's gradient must not depend on the batch's size.
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return logits.detach(), losses.detach(), gradient
+
+
+def slices(count: int, batch_size: int) -> Iterator[slice]:
+    """Split `count` images into the fewest batches of at most `batch_size`, all about as large."""
+    batches = -(-count // batch_size)
+    for batch in range(batches):
+        yield slice(batch * count // batches, (batch + 1) * count // batches)
+
+
+def predict(model: Model, images: Tensor, *, batch_size: int) -> Tensor:
+    """Return the logits of any number of images, without gradients."""
+    with torch.no_grad():
+        parts = [model(images[part]) for part in slices(len(images), batch_size)]
+    return torch.cat(parts)
