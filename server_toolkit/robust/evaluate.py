@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,50 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks import fgsm, pgd
+from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall
+from server_toolkit.robust.evaluation.judge import check_images
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Predictor = Callable[[Images], npt.NDArray[np.float32]]
 """Maps `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)`."""
-
-Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """`correct` of `count` images, as a share with its 95 % Wilson interval."""
-
-    correct: int
-    count: int
-
-    @property
-    def value(self) -> float:
-        """The share in [0, 1]; 0 where there is no image."""
-        return self.correct / self.count if self.count else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end of the score interval (Wilson 1927); (0, 1) without images."""
-        if self.count == 0:
-            return 0.0, 1.0
-        n, p, z = self.count, self.value, Z_95
-        scale = 1 + z * z / n
-        middle = (p + z * z / (2 * n)) / scale
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        low, high = self.interval
-        return {
-            "accuracy": self.value,
-            "low": low,
-            "high": high,
-            "correct": self.correct,
-            "count": self.count,
-        }
 
 
 @dataclass(frozen=True)
@@ -122,13 +85,7 @@ def evaluate(
     transfer, an upper bound on accuracy under an attack of their own. Raises `ConfigError` for
     images or labels that do not fit each other.
     """
-    if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
-        raise ConfigError(
-            f"images {images.shape} and labels {labels.shape} do not fit; "
-            "need (N, C, H, W) and (N,) with N of at least 1"
-        )
-    if not (images.min() >= 0 and images.max() <= 1):
-        raise ConfigError("images must be finite and in [0, 1]; scale 0-255 pixels by 1/255")
+    check_images(images, labels)
     model = model.to(device).eval()
 
     def torch_predictor(batch: Images) -> npt.NDArray[np.float32]:
@@ -158,12 +115,8 @@ def evaluate(
                 hits[name].append(answer == labels[start : start + batch_size])
         for name, parts in hits.items():
             hit = np.concatenate(parts)
-            by_class = tuple(
-                Accuracy(int(hit[labels == c].sum()), int((labels == c).sum()))
-                for c in range(classes)
-            )
-            overall = Accuracy(int(hit.sum()), len(hit))
-            scores.append(Score(name, attack, epsilon, attack_steps, overall, by_class))
+            parts_by_class = by_class(hit, labels, classes)
+            scores.append(Score(name, attack, epsilon, attack_steps, overall(hit), parts_by_class))
     return EvaluationReport(tuple(scores), seed)
 
 

@@ -1,0 +1,65 @@
+"""One batch of images under one attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server_toolkit.robust import attacks
+from server_toolkit.robust.attacks.model import Model
+from server_toolkit.robust.evaluation.judgement import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """The size of every attack, and the effort of those whose effort can be chosen."""
+
+    norm: Norm
+    epsilon: float
+    steps: int = 20
+    square_queries: int = 5000
+
+    def describe(self, attack: str) -> dict[str, Any]:
+        """Return the settings that `attack` has, for the record."""
+        if attack == "pgd":
+            return {"steps": self.steps, "step_size": self.epsilon / 4, "restarts": 1}
+        if attack in ("square", "autoattack"):
+            return {"square_queries": self.square_queries}
+        return {}
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Attacked images `(N, C, H, W)`; of AutoAttack also how many stood after each of its parts."""
+
+    images: Tensor
+    left_after: Mapping[str, int] = field(default_factory=dict)
+
+
+def craft(
+    attack: str,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    settings: AttackSettings,
+    *,
+    seed: int,
+) -> Crafted:
+    """Attack a batch `(N, C, H, W) float32 in [0, 1]` on `model`; `seed` fixes what is random."""
+    epsilon, generator = settings.epsilon, torch.Generator().manual_seed(seed)
+    if attack == "fgsm":
+        return Crafted(attacks.fgsm(model, images, labels, epsilon=epsilon))
+    if attack == "pgd":
+        crafted = attacks.pgd(
+            model, images, labels, epsilon=epsilon, steps=settings.steps, generator=generator
+        )
+        return Crafted(crafted)
+    result = attacks.autoattack(
+        model, images, labels, epsilon=epsilon, norm=settings.norm, seed=seed,
+        batch_size=len(images), square_queries=settings.square_queries,
+    )  # fmt: skip
+    return Crafted(result.adversarial, result.robust_after)

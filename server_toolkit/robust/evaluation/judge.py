@@ -1,0 +1,225 @@
+"""Judging one model on one set of images: every attack, every image, one mask for each attack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from server_toolkit.errors import ConfigError
+from server_toolkit.robust.attacks.model import Model, predict
+from server_toolkit.robust.evaluation.accuracy import Labels, Mask
+from server_toolkit.robust.evaluation.crafting import AttackSettings, craft
+from server_toolkit.robust.evaluation.judgement import CLEAN, Example, Judgement, Norm, Outcome
+from server_toolkit.robust.evaluation.plan import Planned, parse_attacks, plan
+
+Images = npt.NDArray[np.float32]
+Progress = Callable[[int, int, str], None]
+"""Called with the images attacked, their total over all attacks, and a short text."""
+Kept = dict[str, npt.NDArray[np.generic]]
+
+EXAMPLES_PER_CLASS = 2  # of every batch, kept to look at
+_OUTSIDE = 1e-5  # how far rounding may carry an image out of the ball
+
+
+class Keeper(Protocol):
+    """Keeps finished batches, so that an interrupted evaluation carries on."""
+
+    def load(self, key: str) -> Kept | None:
+        """Return what was kept under this key, or None."""
+
+    def store(self, key: str, values: Kept) -> None:
+        """Keep these arrays under this key."""
+
+
+def judge(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    attacks: str | Sequence[str] = "quick",
+    seed: int = 0,
+    surrogate: Model | None = None,
+    steps: int = 20,
+    square_queries: int = 5000,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+) -> Judgement:
+    """Return which images `model` gets right, clean and under every attack of size `epsilon`.
+
+    `model` gives logits `(N, classes)` for images `(N, C, H, W) float32 in [0, 1]`; an `nn.Module`
+    is moved to `device` and put into evaluation mode. `attacks` is "quick", "standard", a list with
+    commas, or a sequence of names. Only images with the right clean answer are attacked, and an
+    image stays right under an attack if the answer to the attacked one is right too.
+
+    A model whose outputs carry no gradient is attacked with images made on `surrogate`, where there
+    is one, and with Square. Beside a model that has gradients, `surrogate` adds images by transfer.
+    `steps` are PGD's. Batches are attacked with seeds of their own, which follow from `seed`, the
+    attack and the place, so a result is repeatable for one `batch_size`. Raises `ConfigError` for
+    images, labels or attacks that do not fit.
+    """
+    check_images(images, labels)
+    if not epsilon > 0:
+        raise ConfigError(f"epsilon is {epsilon}; it must be above 0")
+    names = parse_attacks(attacks if isinstance(attacks, str) else ",".join(attacks), norm)
+    model = ready(model, device)
+    surrogate = None if surrogate is None else ready(surrogate, device)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    planned = plan(
+        names,
+        norm,
+        white_box=has_gradient(model, x[:1].to(device)),
+        surrogate=surrogate is not None,
+    )
+
+    logits = predict(lambda part: model(part.to(device)).cpu(), x, batch_size=batch_size)
+    classes = logits.shape[1]
+    if labels.max() >= classes:
+        raise ConfigError(f"label {labels.max()} is no class of a model with {classes} outputs")
+    right = logits.argmax(1).numpy() == labels
+    indices = np.flatnonzero(right)
+    settings = AttackSettings(
+        norm=norm, epsilon=epsilon, steps=steps, square_queries=square_queries
+    )
+    outcomes = [Outcome(attack=CLEAN, source="none", correct=right)]
+    total, done = len(indices) * len(planned), 0
+    for entry in planned:
+        crafting = surrogate if entry.source == "transfer" and surrogate is not None else model
+        parts: list[tuple[npt.NDArray[np.intp], Kept]] = []
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
+            key = f"{entry} {settings} seed={seed} batch_size={batch_size} start={start}"
+            kept = None if keeper is None else keeper.load(key)
+            if kept is None:
+                kept = _attack(
+                    entry.attack, crafting, model, x[chosen].to(device), y[chosen].to(device),
+                    settings, seed=_batch_seed(seed, entry, start),
+                )  # fmt: skip
+                if keeper is not None:
+                    keeper.store(key, kept)
+            parts.append((chosen, kept))
+            done += len(chosen)
+            if progress is not None:
+                progress(done, total, f"{entry.attack} at ε = {epsilon:g}")
+        outcomes.append(_outcome(entry, settings, right, parts))
+    return Judgement(
+        norm=norm,
+        epsilon=epsilon,
+        seed=seed,
+        labels=labels,
+        classes=classes,
+        outcomes=tuple(outcomes),
+    )
+
+
+def check_images(images: Images, labels: Labels) -> None:
+    """Raise `ConfigError` unless these are `(N, C, H, W) float32 in [0, 1]` and `(N,) int64`."""
+    if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
+        raise ConfigError(
+            f"images {images.shape} and labels {labels.shape} do not fit; "
+            "need (N, C, H, W) and (N,) with N of at least 1"
+        )
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ConfigError(
+            f"images must be finite and in [0, 1], these reach from {images.min():g} to "
+            f"{images.max():g}; scale 0-255 pixels by 1/255 and normalise inside the model"
+        )
+
+
+def ready(model: Model, device: str | torch.device) -> Model:
+    """Return a module on `device` in evaluation mode, any other callable as it is."""
+    return model.to(device).eval() if isinstance(model, nn.Module) else model
+
+
+def has_gradient(model: Model, images: Tensor) -> bool:
+    """Say whether the model's outputs depend on the images in a way that autograd can follow."""
+    with torch.enable_grad():
+        return model(images.detach().clone().requires_grad_()).requires_grad
+
+
+def _batch_seed(seed: int, entry: Planned, start: int) -> int:
+    digest = hashlib.sha256(f"{seed} {entry.attack} {start}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def _attack(
+    attack: str,
+    crafting: Model,
+    judged: Model,
+    images: Tensor,
+    labels: Tensor,
+    settings: AttackSettings,
+    *,
+    seed: int,
+) -> Kept:
+    """Attack one batch of rightly answered images; return what is worth keeping of it as arrays."""
+    crafted = craft(attack, crafting, images, labels, settings, seed=seed)
+    adversarial = crafted.images.detach()
+    change = (adversarial - images).flatten(1)
+    size = change.abs().amax(1) if settings.norm == "linf" else change.norm(dim=1)
+    inside = size <= settings.epsilon + _OUTSIDE
+    if attack != "cw_l2" and not bool(inside.all()):
+        raise RuntimeError(f"{attack} left the ball: {float(size.max())} > {settings.epsilon}")
+    with torch.no_grad():
+        answers = judged(adversarial).argmax(1)
+    turned = answers != labels
+    kept: Kept = {"correct": (~(turned & inside)).cpu().numpy()}
+    kept["left_names"] = np.array(list(crafted.left_after), dtype=np.str_)
+    kept["left_counts"] = np.array(list(crafted.left_after.values()), dtype=np.int64)
+    if attack == "cw_l2":
+        distance = torch.where(turned, change.norm(dim=1), torch.inf)
+        kept["distances"] = distance.cpu().numpy().astype(np.float32)
+    picked = _pick((turned & inside).cpu().numpy(), labels.cpu().numpy())
+    kept["picked"] = picked
+    kept["picked_images"] = adversarial[picked].cpu().numpy()
+    kept["picked_answers"] = answers[picked].cpu().numpy()
+    return kept
+
+
+def _pick(broken: Mask, labels: Labels) -> npt.NDArray[np.int64]:
+    """Return the places of the first broken images of each class."""
+    places = [np.flatnonzero(broken & (labels == c))[:EXAMPLES_PER_CLASS] for c in set(labels)]
+    return np.sort(np.concatenate(places)).astype(np.int64)
+
+
+def _outcome(
+    entry: Planned,
+    settings: AttackSettings,
+    right: Mask,
+    parts: Sequence[tuple[npt.NDArray[np.intp], Kept]],
+) -> Outcome:
+    """Join the batches of one attack."""
+    correct = right.copy()
+    distances = np.zeros(len(right), np.float32) if entry.attack == "cw_l2" else None
+    left_after: dict[str, int] = {}
+    examples: list[Example] = []
+    for chosen, kept in parts:
+        correct[chosen] = kept["correct"]
+        if distances is not None:
+            distances[chosen] = kept["distances"]
+        for name, count in zip(kept["left_names"], kept["left_counts"], strict=True):
+            left_after[str(name)] = left_after.get(str(name), 0) + int(count)
+        examples += [
+            Example(int(chosen[place]), image, int(answer))
+            for place, image, answer in zip(
+                kept["picked"], kept["picked_images"], kept["picked_answers"], strict=True
+            )
+        ]
+    return Outcome(
+        attack=entry.attack,
+        source=entry.source,
+        correct=correct,
+        settings=settings.describe(entry.attack),
+        left_after=left_after,
+        distances=distances,
+        examples=tuple(examples),
+    )

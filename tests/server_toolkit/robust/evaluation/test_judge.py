@@ -1,0 +1,98 @@
+"""Judging counts the images that stand, and says with which knowledge they were attacked."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from server_toolkit.errors import ConfigError
+from server_toolkit.robust.evaluation import judge
+from tests.server_toolkit.robust.evaluation.networks import grey, threshold_model
+
+LEVELS = [0.1, 0.42, 0.48, 0.55, 0.58, 0.9]
+IMAGES, LABELS = grey(LEVELS), np.array([0, 0, 0, 1, 1, 1])
+
+
+def test_what_stands_is_what_the_formula_says():
+    judgement = judge(threshold_model(), IMAGES, LABELS, epsilon=0.06)
+    margins = np.abs(np.array(LEVELS) - 0.5)
+    for name in ("fgsm", "pgd"):
+        np.testing.assert_array_equal(judgement.correct(name), margins > 0.06)
+    np.testing.assert_array_equal(judgement.robust, margins > 0.06)
+    assert judgement.accuracy("clean").correct == 6
+
+
+def test_an_image_with_a_wrong_clean_answer_is_never_robust():
+    labels = LABELS.copy()
+    labels[0] = 1  # an attack moves it towards class 0, away from its label
+    judgement = judge(threshold_model(), IMAGES, labels, epsilon=0.45)
+    assert not judgement.correct("clean")[0]
+    assert not judgement.correct("fgsm")[0]
+
+
+def test_the_record_has_classes_worst_class_and_intervals():
+    record = judge(threshold_model(), IMAGES, LABELS, epsilon=0.06).to_dict()
+    assert json.loads(json.dumps(record)) == record
+    assert [a["name"] for a in record["attacks"]] == ["clean", "fgsm", "pgd"]
+    robust = record["robust"]
+    assert robust["correct_images"] == "110011"
+    assert [c["correct"] for c in robust["by_class"]] == [2, 2]
+    assert robust["worst_class"]["class"] == 0
+    assert robust["low"] < robust["accuracy"] == 4 / 6 < robust["high"]
+
+
+def test_the_worst_class_is_one_with_images():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    record = judge(threshold_model(), IMAGES, labels, epsilon=0.001).to_dict()
+    worst = record["attacks"][0]["worst_class"]
+    assert (worst["class"], worst["correct"], worst["count"]) == (0, 3, 4)
+
+
+def test_one_seed_and_one_batch_size_fix_the_result():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8), torch.nn.ReLU())
+    model.append(torch.nn.Linear(8, 3))
+    images = np.random.default_rng(0).random((60, 1, 2, 2), np.float32)
+    labels = model(torch.from_numpy(images)).argmax(1).numpy()
+    options = dict(epsilon=0.1, seed=3, batch_size=16, steps=1, attacks="pgd")
+    first, second = (judge(model, images, labels, **options).to_dict() for _ in range(2))
+    assert first == second
+    assert judge(model, images, labels, **{**options, "seed": 4}).to_dict() != first
+
+
+def test_progress_ends_at_the_total():
+    seen = []
+    judge(
+        threshold_model(), IMAGES, LABELS, epsilon=0.1, batch_size=4,
+        progress=lambda *step: seen.append(step[:2]),
+    )  # fmt: skip
+    assert seen == [(4, 12), (6, 12), (10, 12), (12, 12)]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (grey([0.5]), np.array([0, 1]), "do not fit"),
+        (np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int64), "at least 1"),
+        (grey([7.0]), np.array([0]), r"reach from 7 to 7.*1/255"),
+        (grey([np.nan]), np.array([0]), "finite"),
+        (grey([0.5]), np.array([2]), "label 2 is no class of a model with 2 outputs"),
+    ],
+)
+def test_unfit_images_are_refused(images, labels, message):
+    with pytest.raises(ConfigError, match=message):
+        judge(threshold_model(), images, labels, epsilon=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(attacks="fgsm,magic"), "unknown attack 'magic'"),
+        (dict(attacks="pgd", norm="l2"), "l∞ ball"),
+        (dict(epsilon=0.0), "above 0"),
+    ],
+)
+def test_unfit_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        judge(threshold_model(), IMAGES, LABELS, **{"epsilon": 0.1, **options})
