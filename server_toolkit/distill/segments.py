@@ -54,11 +54,12 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Segment:
-    """A start and a target on a trajectory, flat `(size,) float32` each."""
+    """A start and a target on a trajectory, flat `(size,) float32` each; `round` is the start's."""
 
     start: Flat
     target: Flat
     description: str
+    round: int
 
 
 def list_segments(
@@ -75,8 +76,8 @@ def list_segments(
     averaging between its rounds; `local` joins the base θ_g^t to θ_i^t, one device's local
     training (M plays no part); `fleet` joins θ_g^t to θ_g^{t+M} and is the one that secure
     aggregation leaves possible. No segment crosses a hardening: a fleet segment may end at the
-    aggregate before it and another begin behind it. `first_round` and `last_round` bound t, both included. Raises
-    `DistillationError` where nothing fits, saying what would.
+    aggregate before it and another begin behind it. `first_round` and `last_round` bound t, both
+    included. Raises `DistillationError` where nothing fits, saying what would.
     """
     if kind not in get_args(SegmentKind):
         raise DistillationError(
@@ -95,7 +96,7 @@ def list_segments(
     if kind == "fleet":
         ends = {**trajectories.global_path, **trajectories.unhardened}
         segments = [
-            Segment(weights, ends[end], f"fleet {t} to {end}")
+            Segment(weights, ends[end], f"fleet {t} to {end}", t)
             for t, weights in sorted(trajectories.global_path.items())
             for end in [t + rounds_ahead]
             if in_window(t) and end in ends and not hardened_between(t, end)
@@ -106,10 +107,10 @@ def list_segments(
                 continue
             end = t + rounds_ahead
             if kind == "device" and end in path and not hardened_between(t, end + 1):
-                segments.append(Segment(weights, path[end], f"device {device} {t} to {end}"))
+                segments.append(Segment(weights, path[end], f"device {device} {t} to {end}", t))
             elif kind == "local" and t in trajectories.global_path:
                 start = trajectories.global_path[t]
-                segments.append(Segment(start, weights, f"local {device} {t}"))
+                segments.append(Segment(start, weights, f"local {device} {t}", t))
 
     # A segment of length zero has no direction to match, and the loss divides by its length.
     segments = [s for s in segments if not np.array_equal(s.start, s.target)]
