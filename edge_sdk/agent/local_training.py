@@ -20,6 +20,7 @@ from edge_sdk.errors import ConfigError, ProtocolError
 from edge_sdk.protocol.messages import BlobRef, Offer, Task
 from edge_sdk.protocol.updates import decode_weights, encode_update
 from edge_sdk.runtime.program_file import ProgramFile
+from edge_sdk.training.round_seed import round_seed
 from edge_sdk.training.trainer import train
 from models import layout_of
 
@@ -34,12 +35,6 @@ class TrainedRound:
     data: bytes
     offer: Offer
     residual: npt.NDArray[np.float32]
-
-
-def device_seed(task: Task, device: str) -> int:
-    """Return the seed of this device's shuffling in this round."""
-    text = f"{task.training.seed}/{task.run}/{device}/{task.round}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def train_round(
@@ -80,7 +75,7 @@ def train_round(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         proximal_mu=settings.proximal_mu,
-        seed=device_seed(task, device),
+        seed=round_seed(settings.seed, run=task.run, device=device, round=task.round),
         threads=config.settings.compute.threads,
         should_stop=DutyCycle(config.settings.compute.duty_cycle, should_stop),
         on_step=lambda step, steps, _loss: progress(step, steps),
