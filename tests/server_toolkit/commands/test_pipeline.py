@@ -2,6 +2,7 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from edge_sdk.protocol.messages import Release, decode_message
@@ -55,6 +56,18 @@ def test_a_pipeline_that_is_terminated_carries_on_to_the_release(fleet):
     assert "nothing to do" in fleet.run(*PIPELINE)
     assert len(made(fleet)) == 4
     assert newest_manifest(fleet) == manifest
+
+
+def test_between_rounds_it_hardens_the_aggregate_once(fleet):
+    fleet.edit_config("rounds = 3", "rounds = 4")
+    command = (*PIPELINE, "--between-rounds")
+    assert "round 3 will start from trajsyn-before-round-3" in fleet.run(*command)
+    ledger = fleet.ledger()
+    weights, _ = Workspace.open(load_config(fleet.config)).weights("trajsyn-before-round-3")
+    np.testing.assert_array_equal(ledger.global_weights(3), weights)
+    assert not np.array_equal(ledger.aggregate_weights(3), weights)
+    assert "nothing to harden" in fleet.run(*command)
+    assert ledger.latest_release() is None
 
 
 def test_a_gate_that_is_missed_releases_nothing_and_says_by_how_much(fleet):

@@ -295,6 +295,34 @@ def test_after_the_last_round_the_pipeline_runs_once_it_ends_well(fleet, serve, 
     assert log == f"stand-in {file}\n" * 2
 
 
+def test_a_server_killed_while_it_hardens_between_rounds_carries_on(fleet, serve, devices):
+    config = fleet.directory / "server.toml"
+    text = config.read_text().replace("enabled = false", "enabled = true\nharden_every = 1")
+    text = text.replace('arm = "trajsyn_server_set"', 'arm = "trajsyn_noise"')
+    text = text.replace("[distill]\n", "[distill]\nimages_per_class = 1\niterations = 2\n")
+    config.write_text(text.replace("[harden]\n", "[harden]\nsteps = 2\n"))
+    process = serve()
+    for i, device in enumerate(devices):
+        device.hear(Task)
+        assert device.upload(*device.update(fleet, 0, seed=i)).verdict == "accepted"
+    until(lambda: serve_state(fleet.directory)["pipeline"] == "running")
+    process.kill()
+    process.wait()
+
+    serve()
+    until(lambda: fleet.open_round() is not None and fleet.open_round().number == 1)
+    log = (fleet.directory / "pipeline.log").read_text()
+    assert fleet.weights_blob(1) != fleet.aggregate_blob(1), log
+    (base,) = fleet.hardened_bases()
+    assert base.weights_sha256 == fleet.artefact("model", base.model).sha256
+    task = devices[0].hear(Task)
+    while task.round == 0:
+        task = devices[0].hear(Task)
+    assert task.base == fleet.weights_blob(1)
+    assert devices[0].upload(*devices[0].update(fleet, 1, seed=7)).verdict == "accepted"
+    assert list(verify(fleet)) == []
+
+
 def test_a_release_with_a_damaged_file_is_not_published(fleet, serve):
     blob = fleet.blobs.put(b"a model")
     fleet.record_release(1, "m", b"envelope", [blob])
