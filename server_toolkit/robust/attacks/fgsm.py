@@ -14,5 +14,5 @@ def fgsm(model: Model, images: Tensor, labels: Tensor, *, epsilon: float) -> Ten
     `images` `(N, C, H, W) float32 in [0, 1]`; `labels` `(N,)` class indices or `(N, classes)`
     probabilities. The result has the shape of `images` and stays in [0, 1].
     """
-    _, _, gradient = loss_gradient(model, images, labels, cross_entropies)
+    _, _, gradient = loss_gradient(model, images, cross_entropies, labels)
     return (images + epsilon * gradient.sign()).clamp(0, 1)

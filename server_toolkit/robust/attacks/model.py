@@ -12,21 +12,26 @@ from server_toolkit.errors import ConfigError
 Model = Callable[[Tensor], Tensor]
 """Maps images `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)`."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Maps logits `(N, classes)` and labels to one loss an image `(N,)`, larger for a better attack."""
+BATCH_SIZE = 128
+"""Images that go through the model at once, unless told otherwise."""
+
+Loss = Callable[..., Tensor]
+"""Maps logits `(N, classes)`, labels, and what else it needs of each image, to one loss an image
+`(N,)`, larger for a better attack."""
 
 
 def loss_gradient(
-    model: Model, images: Tensor, labels: Tensor, loss: Loss
+    model: Model, images: Tensor, loss: Loss, *labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, losses `(N,)` and the losses' pixel gradient from one pass each way.
 
-    Raises `ConfigError` for a model whose logits carry no gradient.
+    `labels` are the loss's further arguments. Raises `ConfigError` for a model whose logits carry
+    no gradient.
     """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
-        losses = loss(logits, labels)
+        losses = loss(logits, *labels)
     if not losses.requires_grad:
         raise ConfigError(
             "the model's logits carry no gradient: attack it with square, "
@@ -35,6 +40,20 @@ def loss_gradient(
     # A sum, not a mean: one image's gradient must not depend on the batch's size.
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     return logits.detach(), losses.detach(), gradient
+
+
+def loss_gradients(
+    model: Model, images: Tensor, loss: Loss, *labels: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `loss_gradient` does for any number of images, `batch_size` at a time."""
+    parts = [
+        loss_gradient(model, images[part], loss, *(label[part] for label in labels))
+        for part in slices(len(images), batch_size)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    logits, losses, gradients = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(losses), torch.cat(gradients)
 
 
 def slices(count: int, batch_size: int) -> Iterator[slice]:
@@ -48,4 +67,4 @@ def predict(model: Model, images: Tensor, *, batch_size: int) -> Tensor:
     """Return the logits of any number of images, without gradients."""
     with torch.no_grad():
         parts = [model(images[part]) for part in slices(len(images), batch_size)]
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

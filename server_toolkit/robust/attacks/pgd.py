@@ -31,6 +31,6 @@ def pgd(
     low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     adversarial = torch.clamp(images + epsilon * (2 * noise - 1), low, high)
     for _ in range(steps):
-        _, _, gradient = loss_gradient(model, adversarial, labels, cross_entropies)
+        _, _, gradient = loss_gradient(model, adversarial, cross_entropies, labels)
         adversarial = torch.clamp(adversarial + step * gradient.sign(), low, high)
     return adversarial
