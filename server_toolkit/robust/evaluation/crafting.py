@@ -34,10 +34,15 @@ class AttackSettings:
 
 @dataclass(frozen=True)
 class Crafted:
-    """Attacked images `(N, C, H, W)`; of AutoAttack also how many stood after each of its parts."""
+    """Attacked images `(N, C, H, W)`, and what the attack itself says of the model it ran on.
+
+    `robust` `(N,) bool` is None for attacks that do not look; `broken_by` is of AutoAttack, what
+    each of its parts was the first to turn.
+    """
 
     images: Tensor
-    left_after: Mapping[str, int] = field(default_factory=dict)
+    robust: Tensor | None = None
+    broken_by: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def craft(
@@ -50,16 +55,21 @@ def craft(
     seed: int,
 ) -> Crafted:
     """Attack a batch `(N, C, H, W) float32 in [0, 1]` on `model`; `seed` fixes what is random."""
-    epsilon, generator = settings.epsilon, torch.Generator().manual_seed(seed)
+    epsilon = settings.epsilon
     if attack == "fgsm":
         return Crafted(attacks.fgsm(model, images, labels, epsilon=epsilon))
     if attack == "pgd":
+        generator = torch.Generator().manual_seed(seed)
         crafted = attacks.pgd(
             model, images, labels, epsilon=epsilon, steps=settings.steps, generator=generator
         )
         return Crafted(crafted)
-    result = attacks.autoattack(
-        model, images, labels, epsilon=epsilon, norm=settings.norm, seed=seed,
-        batch_size=len(images), square_queries=settings.square_queries,
-    )  # fmt: skip
-    return Crafted(result.adversarial, result.robust_after)
+    ball: dict[str, Any] = dict(epsilon=epsilon, norm=settings.norm, seed=seed)
+    batch = len(images)
+    if attack == "autoattack":
+        whole = attacks.autoattack(
+            model, images, labels, **ball, batch_size=batch, square_queries=settings.square_queries
+        )
+        return Crafted(whole.adversarial, whole.robust, whole.broken_by)
+    result = getattr(attacks, attack)(model, images, labels, **ball, batch_size=batch)
+    return Crafted(result.adversarial, result.robust)

@@ -24,6 +24,7 @@ Progress = Callable[[int, int, str], None]
 Kept = dict[str, npt.NDArray[np.generic]]
 
 EXAMPLES_PER_CLASS = 2  # of every batch, kept to look at
+_BROKEN_BY = "broken_by/"  # the name of a kept mask, before that of a part of AutoAttack
 _OUTSIDE = 1e-5  # how far rounding may carry an image out of the ball
 
 
@@ -67,29 +68,47 @@ def judge(
     attack and the place, so a result is repeatable for one `batch_size`. Raises `ConfigError` for
     images, labels or attacks that do not fit.
     """
-    check_images(images, labels)
-    if not epsilon > 0:
-        raise ConfigError(f"epsilon is {epsilon}; it must be above 0")
     names = parse_attacks(attacks if isinstance(attacks, str) else ",".join(attacks), norm)
+    settings = AttackSettings(
+        norm=norm, epsilon=epsilon, steps=steps, square_queries=square_queries
+    )
+    model = ready(model, device)
+    check_images(images, labels)
+    white_box = has_gradient(model, torch.from_numpy(images[:1]).to(device))
+    return run_planned(
+        plan(names, norm, white_box=white_box, surrogate=surrogate is not None),
+        model, images, labels, settings=settings, surrogate=surrogate, seed=seed,
+        batch_size=batch_size, device=device, keeper=keeper, progress=progress,
+    )  # fmt: skip
+
+
+def run_planned(
+    planned: Sequence[Planned],
+    model: Model,
+    images: Images,
+    labels: Labels,
+    *,
+    settings: AttackSettings,
+    seed: int = 0,
+    surrogate: Model | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+) -> Judgement:
+    """Run exactly these attacks; arguments and errors are those of `judge`."""
+    check_images(images, labels)
+    if not settings.epsilon > 0:
+        raise ConfigError(f"epsilon is {settings.epsilon}; it must be above 0")
     model = ready(model, device)
     surrogate = None if surrogate is None else ready(surrogate, device)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    planned = plan(
-        names,
-        norm,
-        white_box=has_gradient(model, x[:1].to(device)),
-        surrogate=surrogate is not None,
-    )
-
-    logits = predict(lambda part: model(part.to(device)).cpu(), x, batch_size=batch_size)
+    logits = answers(model, images, batch_size, device)
     classes = logits.shape[1]
     if labels.max() >= classes:
         raise ConfigError(f"label {labels.max()} is no class of a model with {classes} outputs")
     right = logits.argmax(1).numpy() == labels
     indices = np.flatnonzero(right)
-    settings = AttackSettings(
-        norm=norm, epsilon=epsilon, steps=steps, square_queries=square_queries
-    )
     outcomes = [Outcome(attack=CLEAN, source="none", correct=right)]
     total, done = len(indices) * len(planned), 0
     for entry in planned:
@@ -109,11 +128,11 @@ def judge(
             parts.append((chosen, kept))
             done += len(chosen)
             if progress is not None:
-                progress(done, total, f"{entry.attack} at ε = {epsilon:g}")
+                progress(done, total, f"{entry.attack} at ε = {settings.epsilon:g}")
         outcomes.append(_outcome(entry, settings, right, parts))
     return Judgement(
-        norm=norm,
-        epsilon=epsilon,
+        norm=settings.norm,
+        epsilon=settings.epsilon,
         seed=seed,
         labels=labels,
         classes=classes,
@@ -146,6 +165,13 @@ def has_gradient(model: Model, images: Tensor) -> bool:
         return model(images.detach().clone().requires_grad_()).requires_grad
 
 
+def answers(model: Model, images: Images, batch_size: int, device: str | torch.device) -> Tensor:
+    """Return the model's logits `(N, classes)` for all images, on the CPU."""
+    return predict(
+        lambda part: model(part.to(device)).cpu(), torch.from_numpy(images), batch_size=batch_size
+    )
+
+
 def _batch_seed(seed: int, entry: Planned, start: int) -> int:
     digest = hashlib.sha256(f"{seed} {entry.attack} {start}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
@@ -170,18 +196,20 @@ def _attack(
     if attack != "cw_l2" and not bool(inside.all()):
         raise RuntimeError(f"{attack} left the ball: {float(size.max())} > {settings.epsilon}")
     with torch.no_grad():
-        answers = judged(adversarial).argmax(1)
-    turned = answers != labels
+        answered = judged(adversarial).argmax(1)
+    turned = answered != labels
+    if crafted.robust is not None and crafting is judged:
+        turned = ~crafted.robust  # at the boundary another batch size may round otherwise
     kept: Kept = {"correct": (~(turned & inside)).cpu().numpy()}
-    kept["left_names"] = np.array(list(crafted.left_after), dtype=np.str_)
-    kept["left_counts"] = np.array(list(crafted.left_after.values()), dtype=np.int64)
+    for part, mask in crafted.broken_by.items():
+        kept[_BROKEN_BY + part] = mask.cpu().numpy()
     if attack == "cw_l2":
         distance = torch.where(turned, change.norm(dim=1), torch.inf)
         kept["distances"] = distance.cpu().numpy().astype(np.float32)
     picked = _pick((turned & inside).cpu().numpy(), labels.cpu().numpy())
     kept["picked"] = picked
     kept["picked_images"] = adversarial[picked].cpu().numpy()
-    kept["picked_answers"] = answers[picked].cpu().numpy()
+    kept["picked_answers"] = answered[picked].cpu().numpy()
     return kept
 
 
@@ -200,14 +228,15 @@ def _outcome(
     """Join the batches of one attack."""
     correct = right.copy()
     distances = np.zeros(len(right), np.float32) if entry.attack == "cw_l2" else None
-    left_after: dict[str, int] = {}
+    broken_by: dict[str, Mask] = {}
     examples: list[Example] = []
     for chosen, kept in parts:
         correct[chosen] = kept["correct"]
         if distances is not None:
             distances[chosen] = kept["distances"]
-        for name, count in zip(kept["left_names"], kept["left_counts"], strict=True):
-            left_after[str(name)] = left_after.get(str(name), 0) + int(count)
+        for key in (key for key in kept if key.startswith(_BROKEN_BY)):
+            mask = broken_by.setdefault(key.removeprefix(_BROKEN_BY), np.zeros_like(right))
+            mask[chosen] = kept[key]
         examples += [
             Example(int(chosen[place]), image, int(answer))
             for place, image, answer in zip(
@@ -219,7 +248,7 @@ def _outcome(
         source=entry.source,
         correct=correct,
         settings=settings.describe(entry.attack),
-        left_after=left_after,
+        broken_by=broken_by,
         distances=distances,
         examples=tuple(examples),
     )

@@ -33,16 +33,16 @@ class Example:
 class Outcome:
     """What one attack left: `correct` `(N,) bool`, true where clean and attacked are both right.
 
-    `left_after` counts the images that stood after each part of AutoAttack. `distances` `(N,)` is
-    the l2 distance, in pixel units, of the nearest adversarial image that a minimum-norm attack
-    found: 0 where the clean answer is wrong already, infinite where none was found.
+    `broken_by` tells for each part of AutoAttack, in order, which images it was the first to turn.
+    `distances` `(N,)` is the l2 distance, in pixel units, of the nearest adversarial image that a
+    minimum-norm attack found: 0 where the clean answer is wrong already, infinite without one.
     """
 
     attack: str
     source: Source
     correct: Mask
     settings: Mapping[str, Any] = field(default_factory=dict)
-    left_after: Mapping[str, int] = field(default_factory=dict)
+    broken_by: Mapping[str, Mask] = field(default_factory=dict)
     distances: npt.NDArray[np.float32] | None = None
     examples: Sequence[Example] = ()
 
@@ -104,8 +104,8 @@ class Judgement:
             **self._scores(outcome.correct),
             "correct_images": _digits(outcome.correct),
         }
-        if outcome.left_after:
-            fields["left_after"] = dict(outcome.left_after)
+        if outcome.broken_by:
+            fields["broken_by"] = {part: int(m.sum()) for part, m in outcome.broken_by.items()}
         if outcome.distances is not None:
             fields["l2_distance"] = _quantiles(outcome.distances)
         return fields

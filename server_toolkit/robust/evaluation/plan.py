@@ -16,7 +16,7 @@ PRESETS: dict[Norm, dict[str, tuple[str, ...]]] = {
     "l2": {"quick": ("apgd_ce",), "standard": ("apgd_ce", "cw_l2", "autoattack")},
 }
 ONLY_LINF = ("fgsm", "pgd", "cw_linf")
-ATTACKS = (*ONLY_LINF, "cw_l2", "apgd_ce", "apgd_t", "fab_t", "square", "autoattack")
+ATTACKS = (*ONLY_LINF, "cw_l2", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "autoattack")
 
 # Images made on one model and tried on another should go deep into the ball. Those of a
 # minimum-norm attack, and of AutoAttack, which leaves an image alone once it is broken, lie at the
@@ -26,6 +26,7 @@ _TRANSFERRED = {
     "pgd": "pgd",
     "cw_linf": "cw_linf",
     "apgd_ce": "apgd_ce",
+    "apgd_dlr": "apgd_dlr",
     "apgd_t": "apgd_t",
     "autoattack": "apgd_ce",
 }
@@ -66,8 +67,15 @@ def plan(
     """
     if white_box:
         own = [Planned(a, "scores" if a == "square" else "white_box") for a in attacks]
-        control = "pgd" if norm == "linf" else "apgd_ce"
-        return (*own, *([Planned(control, "transfer")] if surrogate else []))
+        control = plan_curve(norm, white_box=False, surrogate=True)
+        return (*own, *([control] if surrogate else []))
     lent = dict.fromkeys(_TRANSFERRED[a] for a in attacks if a in _TRANSFERRED)
     transfers = [Planned(a, "transfer") for a in lent] if surrogate else []
     return (*transfers, Planned("square", "scores"))
+
+
+def plan_curve(norm: Norm, *, white_box: bool, surrogate: bool) -> Planned:
+    """Return the one attack that is repeated at many sizes: PGD, or APGD in the l2 ball."""
+    if not white_box and not surrogate:
+        return Planned("square", "scores")
+    return Planned("pgd" if norm == "linf" else "apgd_ce", "white_box" if white_box else "transfer")

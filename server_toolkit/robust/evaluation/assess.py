@@ -1,0 +1,177 @@
+"""The whole evaluation of one model: attacks at every size, the curve, and the flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from server_toolkit.robust.attacks.model import Model
+from server_toolkit.robust.evaluation.accuracy import Labels, Mask, overall
+from server_toolkit.robust.evaluation.crafting import AttackSettings
+from server_toolkit.robust.evaluation.flags import Evidence, Flag, find_flags
+from server_toolkit.robust.evaluation.judge import (
+    Images,
+    Keeper,
+    Progress,
+    answers,
+    check_images,
+    has_gradient,
+    ready,
+    run_planned,
+)
+from server_toolkit.robust.evaluation.judgement import Judgement, Norm, Source
+from server_toolkit.robust.evaluation.plan import parse_attacks, plan, plan_curve
+from server_toolkit.robust.evaluation.probes import Probes, probe
+
+CURVE_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the largest epsilon judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssessSettings:
+    """What is tried. `curve` may be empty; all sizes are in pixel units of images in [0, 1]."""
+
+    norm: Norm = "linf"
+    epsilons: tuple[float, ...]
+    attacks: str = "quick"
+    curve: tuple[float, ...] = ()
+    seed: int = 0
+    steps: int = 20
+    square_queries: int = 5000
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """One model's judgements, one an epsilon; `curve` maps epsilon to what stood there."""
+
+    judgements: tuple[Judgement, ...]
+    source: Source
+    agreement: float | None
+    curve_attack: str
+    curve: Mapping[float, Mask]
+    probes: Probes
+    flags: tuple[Flag, ...]
+
+    @property
+    def how(self) -> str:
+        """Say in words what the attacks knew of the model."""
+        if self.source == "white_box":
+            return "White-box: the attacks followed this model's own gradients."
+        if self.source == "transfer":
+            return (
+                "This file gives no gradients. Images were made on the torch model (transfer) and "
+                "tried on this file, and Square attacked its outputs. Robust accuracy is the worst "
+                "over both for each image: an upper bound, since no attack followed this file's "
+                "own gradients."
+            )
+        return (
+            "This file gives no gradients and no torch model lent its own: only Square attacked "
+            "its outputs. Robust accuracy is an upper bound, and a loose one; name the torch model "
+            "with --transfer-from."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; docs/evaluation.md describes them."""
+        return {
+            "attacked": self.source,
+            "how": self.how,
+            "agreement_with_surrogate": self.agreement,
+            "judgements": [judgement.to_dict() for judgement in self.judgements],
+            "curve": {
+                "attack": self.curve_attack,
+                "points": [
+                    {"epsilon": epsilon, **overall(mask).to_dict()}
+                    for epsilon, mask in sorted(self.curve.items())
+                ],
+            },
+            "probes": self.probes.to_dict(),
+            "flags": [flag.to_dict() for flag in self.flags],
+        }
+
+
+def assess(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    settings: AssessSettings,
+    *,
+    surrogate: Model | None = None,
+    trained_epsilon: float | None = None,
+    device: str | torch.device = "cpu",
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+) -> Assessment:
+    """Judge `model` at every epsilon and over the curve, and look for reasons to doubt the result.
+
+    Arguments and errors are those of `judge`.
+    """
+    check_images(images, labels)
+    model = ready(model, device)
+    surrogate = None if surrogate is None else ready(surrogate, device)
+    names = parse_attacks(settings.attacks, settings.norm)
+    white_box = has_gradient(model, torch.from_numpy(images[:1]).to(device))
+    lent = surrogate is not None
+    planned = plan(names, settings.norm, white_box=white_box, surrogate=lent)
+    walk = plan_curve(settings.norm, white_box=white_box, surrogate=lent)
+    shared: dict[str, Any] = dict(
+        surrogate=surrogate, seed=settings.seed, batch_size=settings.batch_size, device=device,
+        keeper=keeper, progress=progress,
+    )  # fmt: skip
+    sizes = AttackSettings(
+        norm=settings.norm,
+        epsilon=1.0,
+        steps=settings.steps,
+        square_queries=settings.square_queries,
+    )
+    judgements = tuple(
+        run_planned(
+            planned, model, images, labels, settings=replace(sizes, epsilon=epsilon), **shared
+        )
+        for epsilon in settings.epsilons
+    )
+    curve = {0.0: judgements[0].outcomes[0].correct} if settings.curve else {}
+    for epsilon in settings.curve:
+        at_size = replace(sizes, epsilon=epsilon)
+        curve[epsilon] = run_planned(
+            (walk,), model, images, labels, settings=at_size, **shared
+        ).robust
+    probes = probe(
+        model, images, labels, epsilon=settings.epsilons[0], norm=settings.norm,
+        seed=settings.seed, batch_size=settings.batch_size, device=device,
+    )  # fmt: skip
+    agreement = None
+    if surrogate is not None and not white_box:
+        agreement = _agreement(model, surrogate, images, settings.batch_size, device)
+    evidence = Evidence(
+        judgements=judgements,
+        curve=curve,
+        probes=probes,
+        agreement=agreement,
+        trained_epsilon=trained_epsilon,
+    )
+    return Assessment(
+        judgements=judgements,
+        source="white_box" if white_box else "transfer" if lent else "scores",
+        agreement=agreement,
+        curve_attack=walk.attack,
+        curve=curve,
+        probes=probes,
+        flags=find_flags(evidence),
+    )
+
+
+def default_curve(epsilons: Sequence[float]) -> tuple[float, ...]:
+    """Return the sizes of a curve around the judged ones: quarters of the largest, up to twice."""
+    largest = max(epsilons)
+    return tuple(sorted({*epsilons, *(share * largest for share in CURVE_SHARES)}))
+
+
+def _agreement(
+    model: Model, surrogate: Model, images: Images, batch_size: int, device: str | torch.device
+) -> float:
+    """Return the share of clean images on which both models answer alike."""
+    first, second = (answers(m, images, batch_size, device).argmax(1) for m in (model, surrogate))
+    return float((first == second).float().mean())

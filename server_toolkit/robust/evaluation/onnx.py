@@ -1,0 +1,22 @@
+"""ONNX models as the attacks see a model: outputs, and no gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from server_toolkit.release.onnx_model import OnnxModel
+
+
+class OnnxLogits:
+    """Maps images `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)` with onnxruntime.
+
+    Computed on the CPU; the result comes back to where the images are and carries no gradient.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._model = OnnxModel(data)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return torch.from_numpy(self._model.logits(images.detach().cpu().numpy())).to(images.device)

@@ -1,0 +1,176 @@
+"""Small measurements beside an evaluation that show where its numbers may be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server_toolkit.robust.attacks.losses import cross_entropies, margins
+from server_toolkit.robust.attacks.model import Loss, Model, loss_gradient, predict, slices
+from server_toolkit.robust.evaluation.accuracy import Labels
+from server_toolkit.robust.evaluation.crafting import AttackSettings, craft
+from server_toolkit.robust.evaluation.judge import Images, has_gradient, ready
+from server_toolkit.robust.evaluation.judgement import Norm
+
+SAMPLE = 200  # images that a probe looks at
+RESTARTS = 5
+LONG_STEPS = 100
+LARGE_STEPS = 50
+_SAME = 1e-4  # outputs that differ by less of their largest size differ by rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientProbes:
+    """Shares, in [0, 1], of the `images` probed ones that have the right clean answer.
+
+    `zero` and `zero_margin`: the gradient of the cross-entropy, of the margin between logits, is
+    exactly zero. The others: what stands against PGD (APGD in the l2 ball).
+    """
+
+    images: int
+    zero: float
+    zero_margin: float
+    one_start: float
+    worst_of_starts: float
+    many_steps: float
+    large_epsilon: float
+    at_large_epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What was seen on `images` images of the judged set; shares are in [0, 1].
+
+    `guessing` is the share of the largest class. `gradients` is None for a model without any, or
+    without a right answer.
+    """
+
+    images: int
+    clean: float
+    brightest: float
+    guessing: float
+    clean_at_other_scale: Mapping[str, float]
+    changed_when_repeated: float
+    changed_in_other_batch: float
+    look_like_probabilities: bool
+    gradients: GradientProbes | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def probe(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    seed: int = 0,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> Probes:
+    """Look at `model` on at most 200 of the images, drawn by `seed`; arguments as for `judge`."""
+    model = ready(model, device)
+    chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
+    x, y = torch.from_numpy(images[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device)
+
+    def answer(x: Tensor, size: int = batch_size) -> Tensor:
+        return predict(model, x, batch_size=size)
+
+    logits = answer(x)
+    right = logits.argmax(1) == y
+    gradients = None
+    if bool(right.any()) and has_gradient(model, x[:1]):
+        gradients = _probe_gradients(model, x[right], y[right], epsilon, norm, seed, batch_size)
+    return Probes(
+        images=len(chosen),
+        clean=_share(right),
+        brightest=float(images.max()),
+        guessing=float(np.bincount(labels[chosen]).max() / len(chosen)),
+        clean_at_other_scale={
+            name: _share(answer(scale(x)).argmax(1) == y) for name, scale in OTHER_SCALES.items()
+        },
+        changed_when_repeated=_changed(logits, answer(x)),
+        changed_in_other_batch=_changed(logits[:16], answer(x[:16], 1)),
+        look_like_probabilities=_probabilities(logits),
+        gradients=gradients,
+    )
+
+
+def _probe_gradients(
+    model: Model, x: Tensor, y: Tensor, epsilon: float, norm: Norm, seed: int, batch_size: int
+) -> GradientProbes:
+    def stands(epsilon: float, steps: int, seed: int) -> Tensor:
+        settings = AttackSettings(norm=norm, epsilon=epsilon, steps=steps)
+        return _stands(model, x, y, settings, seed, batch_size)
+
+    large = 0.5 if norm == "linf" else math.sqrt(x[0].numel()) / 2
+    starts = [stands(epsilon, 20, seed + i) for i in range(RESTARTS)]
+    return GradientProbes(
+        images=len(x),
+        zero=_zero_gradients(model, x, y, cross_entropies, batch_size),
+        zero_margin=_zero_gradients(model, x, y, margins, batch_size),
+        one_start=_share(starts[0]),
+        worst_of_starts=_share(torch.stack(starts).all(0)),
+        many_steps=_share(stands(epsilon, LONG_STEPS, seed)),
+        large_epsilon=large,
+        at_large_epsilon=_share(stands(large, LARGE_STEPS, seed)),
+    )
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Subtract each channel's mean over the images and divide by its deviation."""
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    return (x - mean) / std.clamp(min=1e-6)
+
+
+OTHER_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "standardised by channel": _standardised,
+    "scaled to [-1, 1]": lambda x: 2 * x - 1,
+    "scaled to [0, 255]": lambda x: 255 * x,
+}
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.float().mean()) if len(mask) else 0.0
+
+
+def _changed(first: Tensor, second: Tensor) -> float:
+    """Return the share of images whose outputs differ by more than rounding."""
+    size = first.abs().amax().clamp(min=1e-12)
+    return _share((first - second).abs().amax(1) > _SAME * size)
+
+
+def _probabilities(logits: Tensor) -> bool:
+    """Say whether every row is nonnegative and adds up to one."""
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _zero_gradients(model: Model, x: Tensor, y: Tensor, loss: Loss, batch_size: int) -> float:
+    """Return the share of images at which the gradient of the loss is exactly zero."""
+    zero = [
+        (loss_gradient(model, x[part], loss, y[part])[2].flatten(1) == 0).all(1)
+        for part in slices(len(x), batch_size)
+    ]
+    return _share(torch.cat(zero))
+
+
+def _stands(
+    model: Model, x: Tensor, y: Tensor, settings: AttackSettings, seed: int, batch_size: int
+) -> Tensor:
+    """Return which images stand against PGD, or APGD in the l2 ball."""
+    attack = "pgd" if settings.norm == "linf" else "apgd_ce"
+    parts = []
+    for part in slices(len(x), batch_size):
+        adversarial = craft(attack, model, x[part], y[part], settings, seed=seed).images
+        with torch.no_grad():
+            parts.append(model(adversarial).argmax(1) == y[part])
+    return torch.cat(parts)
