@@ -33,6 +33,12 @@ class DistillationError(ServerError):
     exit_code = 5
 
 
+class HardeningError(ServerError):
+    """Adversarial training that diverged."""
+
+    exit_code = 5
+
+
 class GateError(ServerError):
     """A model that may not be released: its parity or its evaluation misses the configured gate."""
 

@@ -1,0 +1,40 @@
+"""PGD-AT: the cross-entropy of attacked images, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from server_toolkit.robust.objectives.base import AttackThenTrain, Terms
+from server_toolkit.robust.objectives.inner import Ascent
+
+
+@dataclass(frozen=True)
+class PgdAt(AttackThenTrain):
+    """CE(q, f(x')), with x' = argmax CE(q, f(x')) by PGD (Madry et al. 2018, eq. 2.1).
+
+    For probabilities q, CE(q, f) = -Σ_y q_y log f_y: the expectation of the hard-label loss over
+    a class drawn from q.
+    """
+
+    inner: Ascent
+
+    def attack(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        epsilon: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return x' by PGD from a uniform start."""
+        return self.inner.from_uniform(model, images, labels, epsilon=epsilon, generator=generator)
+
+    def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:  # noqa: ARG002
+        """Return the cross-entropy on the attacked images."""
+        attacked = cross_entropy(model(adversarial), labels)
+        return Terms(attacked, attacked, None)
