@@ -39,11 +39,25 @@ class OnnxModel:
         self._session = onnxruntime.InferenceSession(
             data, options, providers=["CPUExecutionProvider"]
         )
+        self._input, *_ = self._session.get_inputs()
+        self._output, *_ = self._session.get_outputs()
+
+    @property
+    def input_shape(self) -> list[int | str]:
+        """The shape of the images; a name where a side is free."""
+        return list(self._input.shape)
+
+    @property
+    def output_shape(self) -> list[int | str]:
+        """The shape of the logits; a name where a side is free."""
+        return list(self._output.shape)
 
     def logits(self, images: Images, *, batch: int = BATCH) -> Logits:
         """Return the logits, computed in batches of at most `batch`."""
         parts = [
-            self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(images[i : i + batch])})[0]
+            self._session.run(
+                [self._output.name], {self._input.name: np.ascontiguousarray(images[i : i + batch])}
+            )[0]
             for i in range(0, len(images), batch)
         ]
         return cast(Logits, np.concatenate(parts))

@@ -51,6 +51,16 @@ class Outcome:
         """The attack's name; with "_transfer" where another model gave the gradients."""
         return f"{self.attack}_transfer" if self.source == "transfer" else self.attack
 
+    @property
+    def left_after(self) -> dict[str, int]:
+        """How many images stood after each part of AutoAttack, in order; empty for others."""
+        left = int(self.correct.sum()) + sum(int(m.sum()) for m in self.broken_by.values())
+        counts = {}
+        for part, mask in self.broken_by.items():
+            left -= int(mask.sum())
+            counts[part] = left
+        return counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -105,7 +115,7 @@ class Judgement:
             "correct_images": _digits(outcome.correct),
         }
         if outcome.broken_by:
-            fields["broken_by"] = {part: int(m.sum()) for part, m in outcome.broken_by.items()}
+            fields["left_after"] = outcome.left_after
         if outcome.distances is not None:
             fields["l2_distance"] = _quantiles(outcome.distances)
         return fields

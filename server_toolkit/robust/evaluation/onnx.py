@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from server_toolkit.release.onnx_model import OnnxModel
+from server_toolkit.release.onnx_model import BATCH, OnnxModel
 
 
 class OnnxLogits:
@@ -16,7 +16,10 @@ class OnnxLogits:
 
     def __init__(self, data: bytes) -> None:
         self._model = OnnxModel(data)
+        # Some exporters fix the batch to one image.
+        self._batch = 1 if self._model.input_shape[0] == 1 else BATCH
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits."""
-        return torch.from_numpy(self._model.logits(images.detach().cpu().numpy())).to(images.device)
+        logits = self._model.logits(images.detach().cpu().numpy(), batch=self._batch)
+        return torch.from_numpy(logits).to(images.device)
