@@ -21,12 +21,17 @@ from server_toolkit.distill.tensor_file import read_tensor_file, write_tensor_fi
 from server_toolkit.errors import ConfigError
 
 MAX_FILE_BYTES = 2**32
-COUNTERS = ("iteration", "adam_count", "restores", "rate_scale", "best_loss")
+COUNTERS = ("iteration", "adam_count", "restores", "restores_in_a_row", "rate_scale", "best_loss")
+LEARNED = ("images", "label_logits", "log_step")
 
 
 @dataclass
 class DistillState:
-    """Everything that the next iteration depends on; `values` are what is learned."""
+    """Everything that the next iteration depends on.
+
+    `values` are what is learned (`LEARNED`; "images" are the parameters of the images) and, where
+    images are averaged, "average" and its "average_weight".
+    """
 
     values: dict[str, Tensor]
     first_moments: dict[str, Tensor]
@@ -36,6 +41,7 @@ class DistillState:
     iteration: int = 0
     adam_count: int = 0
     restores: int = 0
+    restores_in_a_row: int = 0
     rate_scale: float = 1.0
     best_loss: float = math.inf
 
@@ -44,22 +50,23 @@ class DistillState:
         """Return the state before the first iteration."""
         return cls(
             values=values,
-            first_moments=_zeros(values),
-            second_moments=_zeros(values),
+            first_moments=_moments(values),
+            second_moments=_moments(values),
             best=_copies(values),
             losses=[],
         )
 
     def remember_best(self, loss: float) -> None:
         """Keep the present values as those to come back to."""
-        self.best, self.best_loss = _copies(self.values), loss
+        self.best, self.best_loss, self.restores_in_a_row = _copies(self.values), loss, 0
 
     def restore_best(self) -> None:
-        """Return to the best values with fresh moments and half the learning rates."""
+        """Return to the best values with fresh moments."""
         self.values = _copies(self.best)
-        self.first_moments, self.second_moments = _zeros(self.best), _zeros(self.best)
+        self.first_moments, self.second_moments = _moments(self.best), _moments(self.best)
         self.adam_count = 0
-        self.rate_scale /= 2
+        self.restores += 1
+        self.restores_in_a_row += 1
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Tensor], str]]:
         """Yield every tensor as its name in a file, the dict that holds it and its key there."""
@@ -73,11 +80,12 @@ def run_fingerprint(
     config: DistillConfig,
     spec: ModelSpec,
     segments: Sequence[Segment],
-    start: npt.NDArray[np.float32],
+    start: Sequence[npt.NDArray[np.float32]],
 ) -> str:
-    """Return a hash of everything that decides a run's result."""
+    """Return a hash of everything that decides a run's result; `start` are images and labels."""
     digest = hashlib.sha256(json.dumps([config.to_dict(), spec.to_dict()]).encode())
-    digest.update(start.tobytes())
+    for array in start:
+        digest.update(array.tobytes())
     for segment in segments:
         digest.update(segment.start.tobytes())
         digest.update(segment.target.tobytes())
@@ -124,5 +132,5 @@ def _copies(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in values.items()}
 
 
-def _zeros(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(value) for name, value in values.items()}
+def _moments(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value) for name, value in values.items() if name in LEARNED}

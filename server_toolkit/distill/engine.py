@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from models import ModelSpec, layout_of
-from server_toolkit.distill.checkpoint import (
-    DistillState,
-    load_state,
-    run_fingerprint,
-    save_state,
-)
+from server_toolkit.distill.checkpoint import load_state, run_fingerprint, save_state
 from server_toolkit.distill.config import DistillConfig
-from server_toolkit.distill.initial_images import ServerSet, initial_images
-from server_toolkit.distill.matching import FlatNetwork, match_gradient
+from server_toolkit.distill.divergence import WINDOW, guard_against_divergence
+from server_toolkit.distill.initial_images import Images, ServerSet, initial_images
+from server_toolkit.distill.iteration import (
+    Run,
+    SegmentMatch,
+    current_images,
+    current_labels,
+    initial_state,
+    iterate,
+    parameterisation_of,
+)
+from server_toolkit.distill.label_start import last_points, smoothed_labels, teacher_labels
+from server_toolkit.distill.matching import FlatNetwork
 from server_toolkit.distill.proxy_set import ProxySet
+from server_toolkit.distill.ranks import ALONE, Ranks
 from server_toolkit.distill.segments import Segment, Trajectories, list_segments
+from server_toolkit.distill.windows import choose_window
 from server_toolkit.errors import DistillationError
-
-logger = logging.getLogger(__name__)
-
-LABEL_SMOOTHING = 0.05
-BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.99, 1e-8
-WINDOW = 20  # iterations between two looks at the mean loss, and between two checkpoints
-RISE = 1.5  # a window's mean this many times the best one counts as divergence
-MAX_RESTORES = 5
-LOG_STEP_RANGE = (-10.0, 2.0)
 
 
 @dataclass(frozen=True)
 class DistillProgress:
-    """One iteration done; `match_loss` is that of its segment, before the update."""
+    """One iteration done. `match_loss` is the mean over its segments, before the update.
+
+    `gradient_norms` are of "images" (their parameters), "label_logits" and "step_size" (its
+    logarithm). `rate_scale` multiplies all learning rates. `event` tells of a divergence.
+    `snapshot()` gives the images `(N, C, H, W)` and labels `(N, classes)` as they would now be
+    saved.
+    """
 
     iteration: int
     iterations: int
     match_loss: float
     step_size: float
+    segments: tuple[SegmentMatch, ...]
+    gradient_norms: Mapping[str, float]
+    rate_scale: float
+    event: str | None
+    seconds: float
+    snapshot: Callable[[], tuple[Images, Images]]
 
 
 def distill(
@@ -57,27 +67,18 @@ def distill(
     progress: Callable[[DistillProgress], None] | None = None,
     ledger_id: str = "",
     device: str | torch.device = "cpu",
+    ranks: Ranks = ALONE,
 ) -> ProxySet:
     """Learn images, soft labels and a step size that make a student follow the trajectories.
 
-    Each iteration matches one random segment (Cazenavette et al. 2022) with the exact gradient of
+    Each iteration matches random segments (Cazenavette et al. 2022) with the exact gradient of
     `match_gradient` and takes an Adam step. With `checkpoint`, a run that was killed resumes from
     that file and ends with bit-identical images on the same machine; the file stays when the run
-    is done. `ledger_id` is only recorded. Raises `DistillationError` where no segment fits, the
-    checkpoint belongs to another run, or no iteration has a finite loss.
+    is done. `ledger_id` is only recorded. Several `ranks` share the segments of an iteration, all
+    return the proxy set, and the first writes the checkpoint. Raises `DistillationError` where no
+    segment fits, the checkpoint belongs to another run, or no iteration has a finite loss.
     """
-    segments = list_segments(
-        trajectories,
-        kind=config.segment,
-        rounds_ahead=config.rounds_ahead,
-        first_round=config.first_round,
-        last_round=config.last_round,
-    )
-    if segments[0].start.size != layout_of(spec).size:
-        raise DistillationError(
-            f"the trajectories have {segments[0].start.size} weights, "
-            f"the network {layout_of(spec).size}; they belong to another network"
-        )
+    segments = segments_of(trajectories, spec, config)
     start, hard_labels = initial_images(
         config.start,
         spec,
@@ -85,24 +86,50 @@ def distill(
         seed=config.seed,
         server_set=server_set,
     )
-    fingerprint = run_fingerprint(config, spec, segments, start)
-    state = _initial_state(start, hard_labels, spec.classes, config, device)
+    network = FlatNetwork(spec, device=device)
+    images = torch.from_numpy(start).to(device)
+    if config.label_start == "teacher":
+        teachers = last_points(trajectories, config.teacher_points)
+        label_logits = teacher_labels(network, teachers, images)
+    else:
+        label_logits = smoothed_labels(hard_labels, spec.classes).to(device)
+    run = Run(config, network, segments, parameterisation_of(config, spec), ranks)
+    fingerprint = run_fingerprint(config, spec, segments, [start, label_logits.cpu().numpy()])
+    state = initial_state(run, images, label_logits)
     if checkpoint:
         load_state(checkpoint, state, fingerprint)
 
-    network = FlatNetwork(spec, device=device)
     while state.iteration < config.iterations:
-        loss = _iterate(state, network, segments, config)
+        began_s = time.monotonic()
+        matches, norms = iterate(state, run)
+        loss = state.losses[-1]
+        finite = all(math.isfinite(norm) for norm in norms.values())
+        event = guard_against_divergence(state, loss if finite else math.nan)
         if progress:
-            step_size = state.values["log_step"].exp().item()
-            progress(DistillProgress(state.iteration, config.iterations, loss, step_size))
-        guard_against_divergence(state, loss)
-        if checkpoint and (state.iteration % WINDOW == 0 or state.iteration == config.iterations):
+            progress(
+                DistillProgress(
+                    iteration=state.iteration,
+                    iterations=config.iterations,
+                    match_loss=loss,
+                    step_size=state.values["log_step"].exp().item(),
+                    segments=matches,
+                    gradient_norms=norms,
+                    rate_scale=state.rate_scale,
+                    event=event,
+                    seconds=time.monotonic() - began_s,
+                    snapshot=lambda: (current_images(state, run), current_labels(state)),
+                )
+            )
+        if (
+            checkpoint
+            and ranks.is_first
+            and (state.iteration % WINDOW == 0 or state.iteration == config.iterations)
+        ):
             save_state(checkpoint, state, fingerprint)
 
     return ProxySet(
-        images=state.values["images"].cpu().numpy(),
-        labels=state.values["label_logits"].softmax(dim=1).cpu().numpy(),
+        images=current_images(state, run),
+        labels=current_labels(state),
         hard_labels=hard_labels,
         step_size=state.values["log_step"].exp().item(),
         spec=spec,
@@ -120,105 +147,29 @@ def distill(
     )
 
 
-def _initial_state(
-    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    hard_labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    classes: int,
-    config: DistillConfig,
-    device: str | torch.device,
-) -> DistillState:
-    smooth = one_hot(torch.from_numpy(hard_labels), classes).float() * (1 - LABEL_SMOOTHING)
-    return DistillState.fresh(
-        {
-            "images": torch.from_numpy(images).to(device),
-            "label_logits": (smooth + LABEL_SMOOTHING / classes).log().to(device),
-            "log_step": torch.tensor(config.initial_step_size).log().to(device),
-        }
+def segments_of(
+    trajectories: Trajectories, spec: ModelSpec, config: DistillConfig
+) -> tuple[Segment, ...]:
+    """Return the segments that a run with these settings is made from.
+
+    Raises `DistillationError` where there is none or the weights are of another network.
+    """
+    window = choose_window(
+        config.window,
+        trajectories,
+        first_round=config.first_round,
+        last_round=config.last_round,
     )
-
-
-def _iterate(
-    state: DistillState, network: FlatNetwork, segments: Sequence[Segment], config: DistillConfig
-) -> float:
-    """Match one segment, update images, labels and step size in place, and return the loss."""
-    # Seeding by iteration leaves no generator state to keep in a checkpoint.
-    rng = np.random.default_rng([config.seed, state.iteration])
-    segment = segments[int(rng.integers(len(segments)))]
-    values = state.values
-    images = values["images"]
-    step_size = values["log_step"].exp().item()
-    match = match_gradient(
-        network,
-        start=torch.from_numpy(segment.start).to(images.device),
-        target=torch.from_numpy(segment.target).to(images.device),
-        images=images,
-        label_logits=values["label_logits"],
-        step_size=step_size,
-        batches=_student_batches(len(images), config, rng, images.device),
+    segments = list_segments(
+        trajectories,
+        kind=config.segment,
+        rounds_ahead=config.rounds_ahead,
+        first_round=window.first,
+        last_round=window.last,
     )
-
-    # Full rates for the first half of the run, then linearly down to zero.
-    decay = min(1.0, 2 * (1 - state.iteration / config.iterations))
-    updates = [
-        ("images", match.images, config.image_learning_rate),
-        ("label_logits", match.label_logits, config.label_learning_rate),
-        (
-            "log_step",
-            torch.tensor(match.step_size * step_size, device=images.device),
-            config.step_size_learning_rate,
-        ),
-    ]
-    if not config.learn_labels:
-        del updates[1]
-    state.adam_count += 1
-    for name, gradient, rate in updates:
-        _adam(state, name, gradient, rate * decay * state.rate_scale)
-    values["images"].clamp_(0, 1)
-    values["log_step"].clamp_(*LOG_STEP_RANGE)
-    state.iteration += 1
-    state.losses.append(match.loss)
-    return match.loss
-
-
-def _student_batches(
-    count: int, config: DistillConfig, rng: np.random.Generator, device: torch.device
-) -> list[Tensor]:
-    """Return the indices of every student step: whole passes, each image at most once in one."""
-    size = min(config.batch_size, count)
-    batches: list[Tensor] = []
-    while len(batches) < config.student_steps:
-        order = torch.from_numpy(rng.permutation(count)).to(device)
-        batches += [order[i : i + size] for i in range(0, count - size + 1, size)]
-    return batches[: config.student_steps]
-
-
-def _adam(state: DistillState, name: str, gradient: Tensor, rate: float) -> None:
-    """Take one Adam step (Kingma & Ba 2015, algorithm 1) on one of the state's values."""
-    first, second = state.first_moments[name], state.second_moments[name]
-    first.mul_(BETA_1).add_(gradient, alpha=1 - BETA_1)
-    second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-    scale = (second / (1 - BETA_2**state.adam_count)).sqrt().add_(ADAM_EPSILON)
-    state.values[name] -= rate / (1 - BETA_1**state.adam_count) * first / scale
-
-
-def guard_against_divergence(state: DistillState, loss: float) -> None:
-    """Go back to the best values where the loss is not finite or has risen; else remember them."""
-    if not np.isfinite(loss):
-        _restore(state, "the matching loss is not finite")
-    elif state.iteration % WINDOW == 0:
-        mean = float(np.mean(state.losses[-WINDOW:]))
-        if mean > RISE * state.best_loss:
-            _restore(state, f"the matching loss rose from {state.best_loss:.3f} to {mean:.3f}")
-        elif mean < state.best_loss:
-            state.remember_best(mean)
-
-
-def _restore(state: DistillState, reason: str) -> None:
-    state.restores += 1
-    if state.restores > MAX_RESTORES:
+    if segments[0].start.size != layout_of(spec).size:
         raise DistillationError(
-            f"{reason} at iteration {state.iteration}, after {MAX_RESTORES} restarts at lower "
-            "rates; lower the learning rates or initial_step_size"
+            f"the trajectories have {segments[0].start.size} weights, "
+            f"the network {layout_of(spec).size}; they belong to another network"
         )
-    logger.warning("%s at iteration %d; back to the best", reason, state.iteration)
-    state.restore_best()
+    return segments

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from models import ModelSpec
+from server_toolkit.distill.start_kinds import StartKind, start_kinds
 from server_toolkit.errors import ConfigError, DistillationError
 from server_toolkit.robust.augment import shift
 
 Images = npt.NDArray[np.float32]
-StartKind = Literal["noise", "structured", "server_set"]
 
 SHAPES_PER_IMAGE = 12
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.05, 0.4  # of the image's side
@@ -37,7 +36,7 @@ class ServerSet:
 
 
 def initial_images(
-    start: StartKind,
+    start: str,
     spec: ModelSpec,
     *,
     images_per_class: int,
@@ -48,18 +47,40 @@ def initial_images(
 
     `noise` is uniform in every pixel; `structured` are random shapes that hide one another, whose
     spectrum is that of natural images (dead leaves, Lee et al. 2001); `server_set` takes that many
-    images of each class, and where there are fewer, repeats them moved by a pixel. Sorted by
-    class. Raises `DistillationError` for a server set that is missing or lacks a class.
+    images of each class, and where there are fewer, repeats them moved by a pixel. Kinds joined by
+    "+" share each class's images evenly, the first kinds taking what is left over. Sorted by class.
+    Raises `DistillationError` for a server set that is missing or lacks a class, `ConfigError` for
+    an unknown start.
     """
     generator = np.random.default_rng(seed)
+    kinds = start_kinds(start)
+    shares = [len(part) for part in np.array_split(np.arange(images_per_class), len(kinds))]
+    parts = [
+        _of_kind(kind, spec, count, generator, server_set).reshape(
+            spec.classes, count, spec.channels, spec.image_size, spec.image_size
+        )
+        for kind, count in zip(kinds, shares, strict=True)
+    ]
+    images = np.concatenate(parts, axis=1)
     labels = np.repeat(np.arange(spec.classes, dtype=np.int64), images_per_class)
-    shape = (len(labels), spec.channels, spec.image_size, spec.image_size)
-    if start == "noise":
-        return generator.random(shape, np.float32), labels
-    if start == "structured":
-        return np.stack([_dead_leaves(shape[1:], generator) for _ in labels]), labels
-    if start != "server_set":
-        raise DistillationError(f"unknown start {start!r}; noise, structured or server_set")
+    return images.reshape(-1, *images.shape[2:]), labels
+
+
+def _of_kind(
+    kind: StartKind,
+    spec: ModelSpec,
+    images_per_class: int,
+    generator: np.random.Generator,
+    server_set: ServerSet | None,
+) -> Images:
+    """Return `(classes * images_per_class, C, H, W)` of one kind, sorted by class."""
+    count = spec.classes * images_per_class
+    shape = (count, spec.channels, spec.image_size, spec.image_size)
+    if kind == "noise":
+        return generator.random(shape, np.float32)
+    if kind == "structured":
+        leaves = [_dead_leaves(shape[1:], generator) for _ in range(count)]
+        return np.stack(leaves) if leaves else np.empty(shape, np.float32)
     if server_set is None:
         raise DistillationError(
             "start 'server_set' needs a server set; give one or start elsewhere"
@@ -68,10 +89,9 @@ def initial_images(
         raise DistillationError(
             f"server set: images are {server_set.images.shape[1:]}, the network takes {shape[1:]}"
         )
-    chosen = [
-        _of_class(server_set, label, images_per_class, generator) for label in range(spec.classes)
-    ]
-    return np.concatenate(chosen), labels
+    return np.concatenate(
+        [_of_class(server_set, label, images_per_class, generator) for label in range(spec.classes)]
+    )
 
 
 def _of_class(server_set: ServerSet, label: int, count: int, rng: np.random.Generator) -> Images:

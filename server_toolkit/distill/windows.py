@@ -127,7 +127,8 @@ def choose_window(
     `rounds` are those given. `early` and `late` are the first and the last third of the recorded
     rounds (difficulty, Guo et al. 2024: few images learn from the early part, many from the late
     one). `auto` takes the round with the highest score and its neighbours on both sides as long
-    as theirs is at least a quarter of it. Raises `DistillationError` where there is nothing to choose.
+    as theirs is at least a quarter of it. Raises `DistillationError` where there is nothing to
+    choose from.
     """
     if kind not in get_args(WindowKind):
         raise DistillationError(f"unknown window {kind!r}; {', '.join(get_args(WindowKind))}")
@@ -165,17 +166,17 @@ def _around_the_best(statistics: Sequence[RoundStatistics]) -> Window:
     )
 
 
-def curriculum_end(window: Window, *, rounds: int, until: float, done: float) -> int:
+def curriculum_end(*, first: int, last: int, rounds: int, until: float, done: float) -> int:
     """Return the last start round of a curriculum when the share `done` of the run is over.
 
-    It begins with `rounds` rounds and grows by whole rounds, linearly, to the whole window at
+    It begins with `rounds` rounds from `first` and grows by whole rounds, linearly, to `last` at
     `until`. 0 `rounds` mean no curriculum.
     """
-    whole = window.last - window.first + 1
+    whole = last - first + 1
     if rounds == 0 or rounds >= whole:
-        return window.last
+        return last
     share = min(1.0, done / until)
-    return window.first + rounds - 1 + math.floor(share * (whole - rounds))
+    return first + rounds - 1 + math.floor(share * (whole - rounds))
 
 
 def _norm(vector: Flat) -> float:

@@ -8,7 +8,8 @@ from models import ModelSpec, layout_of
 from models.networks import build_model, flat_parameters
 from server_toolkit.distill.checkpoint import DistillState
 from server_toolkit.distill.config import DistillConfig
-from server_toolkit.distill.engine import distill, guard_against_divergence
+from server_toolkit.distill.divergence import guard_against_divergence
+from server_toolkit.distill.engine import distill
 from server_toolkit.distill.initial_images import ServerSet, initial_images
 from server_toolkit.distill.segments import Trajectories
 from server_toolkit.errors import ConfigError, DistillationError

@@ -1,0 +1,77 @@
+"""Noticing that a distillation has diverged, and bringing it back."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+
+from server_toolkit.distill.checkpoint import DistillState
+from server_toolkit.errors import DistillationError
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 20  # iterations between two looks at the mean loss, and between two checkpoints
+RISE = 1.5  # a window's mean this many times the best one counts as divergence
+EXPLODED = 100.0  # a student that never moves has a loss of 1
+MAX_CUT_BITS = 16
+MAX_RESTORES = 6  # in a row, without a better window in between
+
+
+def guard_against_divergence(state: DistillState, loss: float) -> str | None:
+    """Go back to the best values where the run has diverged, else remember them where they are.
+
+    To be called after every iteration with its loss; returns what happened, or None. A loss that
+    is not finite, or above `EXPLODED`, right after the start or a return is the student's own
+    doing: its step size is cut. Otherwise a loss that is not finite, or a window whose mean has
+    risen, cuts the learning rates. Every cut in a row is the square of the one before (1/2, 1/4,
+    1/16 ...), so that rates wrong by many powers of ten are brought back in a few attempts. Raises
+    `DistillationError` after `MAX_RESTORES` in a row.
+    """
+    untouched = state.adam_count <= 1  # nothing was updated before this loss
+    if untouched and not loss <= EXPLODED and "log_step" in state.values:
+        return _restore(state, f"{_flew_off(loss)} at the start", cut_step=True)
+    if not math.isfinite(loss):
+        return _restore(state, _flew_off(loss))
+    if state.iteration % WINDOW == 0:
+        window = [x for x in state.losses[-WINDOW:] if math.isfinite(x)]
+        mean = float(np.mean(window))
+        expected = _expected(state)
+        if mean > RISE * expected:
+            return _restore(state, f"the matching loss rose from {expected:.3f} to {mean:.3f}")
+        if mean < state.best_loss:
+            state.remember_best(mean)
+    return None
+
+
+def _flew_off(loss: float) -> str:
+    return f"the matching loss is {f'{loss:.3g}' if math.isfinite(loss) else 'not finite'}"
+
+
+def _expected(state: DistillState) -> float:
+    """Return the best window's mean, or what the first window must not exceed by much."""
+    if math.isfinite(state.best_loss):
+        return state.best_loss
+    return max(1.0, *(x for x in state.losses[:1] if math.isfinite(x)))
+
+
+def _restore(state: DistillState, reason: str, *, cut_step: bool = False) -> str:
+    if state.restores_in_a_row >= MAX_RESTORES:
+        raise DistillationError(
+            f"{reason} at iteration {state.iteration}, after {MAX_RESTORES} returns to the best "
+            "values with lower rates; lower the learning rates or initial_step_size, or choose "
+            "other rounds"
+        )
+    cut = 2.0 ** min(2**state.restores_in_a_row, MAX_CUT_BITS)
+    state.restore_best()
+    if cut_step:
+        state.values["log_step"] -= math.log(cut)
+        state.best["log_step"] -= math.log(cut)
+        remedy = f"step size divided by {cut:g}"
+    else:
+        state.rate_scale /= cut
+        remedy = f"learning rates divided by {cut:g}"
+    event = f"{reason}; back to the best values, {remedy}"
+    logger.warning("iteration %d: %s", state.iteration, event)
+    return event

@@ -1,0 +1,114 @@
+"""How much memory a distillation will take, found without taking it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from server_toolkit.errors import DistillationError
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class PeakOfStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that live at once while it is active.
+
+    On tensors of the "meta" device, which have a shape and no memory, a whole computation runs in
+    the time of its Python alone. What it would read back from them reads as 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = 0
+        self._now = 0
+        self._living: dict[int, Any] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation and count what it allocated."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return 0.0
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device.type == "meta":
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._living:
+            return
+
+        def gone(_: object) -> None:
+            del self._living[key]
+            self._now -= size
+
+        self._living[key] = weakref.ref(storage, gone)
+        self._now += size
+        self.peak_bytes = max(self.peak_bytes, self._now)
+
+
+def free_bytes(device: str | torch.device) -> int | None:
+    """Return how much memory of a device can still be taken, or None where nobody knows.
+
+    On the CPU that is what the kernel calls available, or what the process's control group leaves.
+    """
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds of freed tensors it will use again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = [_available_bytes(), _left_in_control_group()]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_in_control_group() -> int | None:
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = (CGROUP / "memory.current").read_text()
+        stat = (CGROUP / "memory.stat").read_text()
+        # Cached files count as used but give way.
+        cached = dict(line.split() for line in stat.splitlines()).get("inactive_file", "0")
+        return None if limit == "max" else int(limit) - int(used) + int(cached)
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_if_too_large(needed_bytes: int, device: str | torch.device, *, advice: str) -> None:
+    """Raise `DistillationError` with both numbers where `needed_bytes` are not free."""
+    free = free_bytes(device)
+    if free is not None and needed_bytes > free:
+        kind = "GPU memory" if torch.device(device).type == "cuda" else "memory"
+        raise DistillationError(
+            f"this needs about {as_text(needed_bytes)} more {kind}, and {as_text(free)} are free; "
+            f"{advice}"
+        )
+
+
+def as_text(size_bytes: float) -> str:
+    """Return "512 MB" or "3.1 GB"."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
