@@ -17,8 +17,8 @@ from server_toolkit import __version__
 from server_toolkit.errors import ServerError
 
 EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 ledger missing or \
-damaged, 4 refused update, 5 distillation failed, 6 model misses the release gate, 130 interrupted \
-(run the command again to carry on)."""
+damaged, 4 refused update, 5 distillation failed, 6 model misses the release gate, 75 time \
+budget used up, 130 interrupted (both: run the command again to carry on)."""
 
 # One module a command group in `server_toolkit.commands`; each adds its commands in `register`.
 GROUPS = (
@@ -34,6 +34,7 @@ GROUPS = (
     "release",
     "pipeline",
     "demo",
+    "benchmark",
 )
 
 

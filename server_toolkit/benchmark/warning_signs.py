@@ -1,0 +1,93 @@
+"""What somebody who decides by the figures has to be told first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from server_toolkit.benchmark.goals import where
+from server_toolkit.benchmark.results import (
+    SMALLEST_GAIN,
+    Place,
+    Results,
+    Row,
+    difference,
+    recovery,
+)
+
+MASKED_SHARE = 0.02  # of the judged images, broken by Square after the gradients' attacks failed
+WIDE_INTERVAL = 0.16  # of AutoAttack accuracy, both sides together
+
+
+def find_warnings(
+    results: Results,
+    *,
+    work: Mapping[str, Any],
+    remarks: Sequence[str],
+    failures: Sequence[tuple[str, str]],
+) -> list[str]:
+    """Return sentences, the gravest first."""
+    warnings = [f"{label} failed: {error}" for label, error in failures]
+    if work["done"] < work["total"]:
+        warnings.append(
+            f"Unfinished: {work['done']} of {work['total']} pieces of work are done, so arms and "
+            "seeds are missing. Run the same command again to carry on."
+        )
+    for place in results.places():
+        warnings += _at(results, place)
+    warnings += remarks
+    if len(work["software"]) > 1:
+        warnings.append(
+            f"Made by different versions of the software: {', '.join(work['software'])}."
+        )
+    warnings += _precision(list(results.rows.values()))
+    return warnings
+
+
+def _at(results: Results, place: Place) -> Iterator[str]:
+    floor, ceiling = results.find(place, "fedavg"), results.find(place, "client_at")
+    for row in results.at(place):
+        yield from _control_beats(results, row)
+    if floor is not None and ceiling is not None:
+        share = recovery(results, ceiling)
+        if share is not None and share.undefined:
+            seeds = ", ".join(map(str, share.undefined))
+            yield (
+                f"{where(place)}: client_at gains less than {100 * SMALLEST_GAIN:.0f} AutoAttack "
+                f"points over fedavg with seed {seeds}; recovery is undefined there."
+            )
+    for row in results.at(place):
+        for seed in row.seeds:
+            judged = len(seed.correct["autoattack"])
+            broken = seed.left_after.get("fab-t", 0) - seed.left_after.get("square", 0)
+            if broken > MASKED_SHARE * judged:
+                yield (
+                    f"{where(place)}, {row.title}, seed {seed.seed}: Square, which sees no "
+                    f"gradients, broke {broken} of {judged} images that gradient attacks could "
+                    "not; the gradients may be masked and the true robustness lower still."
+                )
+
+
+def _control_beats(results: Results, row: Row) -> Iterator[str]:
+    control = results.control_of(row)
+    robust = None if control is None else difference(row, control, "autoattack")
+    if control is None or robust is None or robust.seeds.mean >= 0:
+        return
+    yield (
+        f"{where(row.place)}: the control {control.title} beats {row.title} by "
+        f"{-100 * robust.seeds.mean:.1f} AutoAttack points ({row.arm.name}: {robust.verdict})."
+    )
+
+
+def _precision(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    if any(len(row.seeds) < 2 for row in rows):
+        yield "Some arms have one seed only: nothing is known of how they vary between runs."
+    widths = [high - low for row in rows for low, high in [row.pooled("autoattack").interval]]
+    widest = max(widths)
+    if widest > WIDE_INTERVAL:
+        yield (
+            f"AutoAttack accuracies rest on few images: the 95 % interval of the widest spans "
+            f"{100 * widest:.0f} points."
+        )

@@ -1,0 +1,164 @@
+"""How each kind of piece is computed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from models.layout import Flat
+from models.networks import build_model, flat_parameters
+from server_toolkit.benchmark.federate import compute_federate, final_weights
+from server_toolkit.benchmark.judging import compute_evaluate
+from server_toolkit.benchmark.piece import Piece
+from server_toolkit.benchmark.proxy_makers import MAKERS, MakerInput
+from server_toolkit.benchmark.store import Outcome, Record
+from server_toolkit.benchmark.workplace import Workplace, Workshop
+from server_toolkit.distill.config import DistillConfig
+from server_toolkit.distill.initial_images import ServerSet
+from server_toolkit.distill.segments import Trajectories
+from server_toolkit.distill.tensor_file import Array
+from server_toolkit.robust.harden import HardenConfig, HardenProgress, harden
+
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+
+def perform(piece: Piece, workshop: Workshop) -> None:
+    """Compute a piece whose inputs are done and keep it.
+
+    Raises `OutOfTimeError` where the time is used up, and whatever goes wrong.
+    """
+    place = Workplace(piece, workshop)
+    outcome = WORK[piece.kind](place)
+    cpu_s, wall_s = place.spent()
+    software = f"trajsyn {importlib.metadata.version('trajsyn')}"
+    record = Record(outcome.values, cpu_s, wall_s, software, place.device)
+    place.store.finish(piece, outcome, record)
+
+
+def compute_proxy(place: Workplace) -> Outcome:
+    """Make images on the server."""
+    settings = place.piece.settings
+    source = place.piece.inputs.get("trajectory")
+    made = MAKERS[settings["maker"]](
+        MakerInput(
+            spec=place.spec,
+            config=DistillConfig(**settings["config"]),
+            trajectories=None if source is None else trajectories_of(place.store.tensors(source)),
+            server_set=place.server_set(),
+            checkpoint=place.store.checkpoint(place.piece),
+            device=place.device,
+            tick=lambda _text: place.tick(),
+        )
+    )
+    tensors: dict[str, Array] = {
+        "images": made.images,
+        "labels": made.labels,
+        "hard_labels": made.hard_labels,
+    }
+    return Outcome({"images": len(made.images), "match_loss": made.match_loss}, tensors)
+
+
+def trajectories_of(tensors: Mapping[str, Array]) -> Trajectories:
+    """Return what the server saw of some rounds; the first round counts as round 0."""
+    split_names = [(name.split("/"), array) for name, array in tensors.items()]
+    first = min(int(parts[1]) for parts, _ in split_names if parts[0] == "global")
+    fleet = {int(p[1]) - first: array for p, array in split_names if p[0] == "global"}
+    devices: dict[str, dict[int, Flat]] = {}
+    for parts, array in split_names:
+        if parts[0] == "device":
+            devices.setdefault(parts[1], {})[int(parts[2]) - first] = array
+    return Trajectories(fleet, devices)
+
+
+def compute_harden(place: Workplace) -> Outcome:
+    """Train a model adversarially on what the arm's server may use."""
+    settings, store = place.piece.settings, place.store
+    config = HardenConfig(**settings["config"])
+    inputs = place.piece.inputs
+    proxies = [store.tensors(p) for name, p in inputs.items() if name.startswith("proxy")]
+    images, labels = training_set(
+        proxies,
+        place.server_set(),
+        soft=config.label_source == "learned",
+        classes=place.spec.classes,
+    )
+    result = harden(
+        place.spec,
+        final_weights(store, inputs["start"]),
+        images,
+        labels,
+        config=config,
+        teacher=final_weights(store, inputs["teacher"]),
+        checkpoint=store.checkpoint(place.piece),
+        progress=_ticker(place),
+        device=place.device,
+    )
+    return Outcome({"images": len(images)}, {"weights": result.weights})
+
+
+def training_set(
+    proxies: list[dict[str, Array]], server_set: ServerSet | None, *, soft: bool, classes: int
+) -> tuple[npt.NDArray[np.float32], Labels]:
+    """Return the images and labels of all sources together.
+
+    Beside synthetic images the real ones are repeated until they are about as many: measured
+    better than once each (docs/robustness.md).
+    """
+    pixels = [proxy["images"] for proxy in proxies]
+    labels = [proxy["labels" if soft else "hard_labels"] for proxy in proxies]
+    if server_set is not None:
+        count = sum(len(p) for p in pixels)
+        times = max(1, round(count / len(server_set.images)))
+        pixels += [server_set.images] * times
+        given = server_set.labels
+        labels += [np.eye(classes, dtype=np.float32)[given] if soft else given] * times
+    return np.concatenate(pixels), np.concatenate(labels)
+
+
+def compute_centralise(place: Workplace) -> Outcome:
+    """PGD adversarial training on all devices' images, with as many passes as the devices make."""
+    settings = place.piece.settings
+    fleet, devices = settings["fleet"], place.split().devices
+    seed = settings["data"]["seed"]
+    epochs = fleet["rounds"] * fleet["epochs"]
+    config = HardenConfig(
+        label_source="hard",
+        epsilon=settings["epsilon"],
+        attack_steps=fleet["attack_steps"],
+        steps=math.ceil(epochs * len(devices) / fleet["batch_size"]),
+        batch_size=fleet["batch_size"],
+        learning_rate=fleet["learning_rate"],
+        momentum=fleet["momentum"],
+        clean_weight=0.0,
+        mix_probability=0.0,
+        shift_pixels=0,
+        seed=seed,
+    )
+    result = harden(
+        place.spec,
+        flat_parameters(build_model(place.spec, seed=seed)),
+        devices.images,
+        devices.labels,
+        config=config,
+        checkpoint=place.store.checkpoint(place.piece),
+        progress=_ticker(place),
+        device=place.device,
+    )
+    return Outcome({"images": len(devices)}, {"weights": result.weights})
+
+
+def _ticker(place: Workplace) -> Callable[[HardenProgress], None]:
+    return lambda _state: place.tick()
+
+
+WORK: dict[str, Callable[[Workplace], Outcome]] = {
+    "federate": compute_federate,
+    "proxy": compute_proxy,
+    "harden": compute_harden,
+    "centralise": compute_centralise,
+    "evaluate": compute_evaluate,
+}
