@@ -11,7 +11,7 @@ from torch import Tensor
 from server_toolkit.robust.attacks.geometry import as_column, project, random_start, steepest
 from server_toolkit.robust.attacks.model import Model, loss_gradients
 from server_toolkit.robust.attacks.result import Norm
-from server_toolkit.robust.attacks.working_set import Standing, keep, time_to_drop, wrong
+from server_toolkit.robust.attacks.working_set import Standing, drop_fallen, wrong
 
 RHO = 0.75  # the share of steps between two checkpoints that must raise the loss
 MOMENTUM = 0.75  # the weight of the new step; the last one has the rest
@@ -52,8 +52,7 @@ class _Climbers:
     rises: Tensor  # how many steps since the last checkpoint raised the loss
     checked_loss: Tensor  # the best loss at the last checkpoint
     halved: Tensor  # whether the step size was halved there
-    found: Tensor  # whether a step led to a wrong answer
-    turned: Tensor  # the last point with one
+    fell: Tensor  # whether the answer at `current` is wrong
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,18 @@ class Ascent:
             return
         state = self._start(loss, place, images[place], labels[place], targets[place])
         standing.note_zero_gradients(place, state.gradient)
+        state = drop_fallen(state, standing, state.fell, state.current)
         checks = list(checkpoints(self.steps))
         last_check = 0
-        for step in range(self.steps):
-            if time_to_drop(step, images):
-                state = _drop(state, standing)
-                if len(state.place) == 0:
-                    return
-            self._step(state, momentum=MOMENTUM if step else 1.0)
+        for done in range(1, self.steps + 1):
+            if len(state.place) == 0:
+                return
+            self._step(state, momentum=MOMENTUM if done > 1 else 1.0)
             self._look(state, loss)
-            if step + 1 in checks:
-                _halve_where_stuck(state, gap=step + 1 - last_check)
-                last_check = step + 1
-        _drop(state, standing)
+            state = drop_fallen(state, standing, state.fell, state.current)
+            if done in checks:
+                _halve_where_stuck(state, gap=done - last_check)
+                last_check = done
 
     def _start(
         self, loss: TargetedLoss, place: Tensor, image: Tensor, label: Tensor, target: Tensor
@@ -121,8 +119,7 @@ class Ascent:
             rises=torch.zeros_like(losses),
             checked_loss=losses,
             halved=torch.ones_like(label, dtype=torch.bool),
-            found=wrong(logits, label),
-            turned=start,
+            fell=wrong(logits, label),
         )
 
     def _step(self, state: _Climbers, *, momentum: float) -> None:
@@ -148,9 +145,7 @@ class Ascent:
             (state.current, gradient, losses),
             (state.best, state.best_gradient, state.best_loss),
         )
-        fell = wrong(logits, state.label)
-        (state.turned,) = _choose(fell, (state.current,), (state.turned,))
-        state.found = state.found | fell
+        state.fell = wrong(logits, state.label)
 
 
 def _halve_where_stuck(state: _Climbers, *, gap: int) -> None:
@@ -175,11 +170,3 @@ def _choose(
 ) -> tuple[Tensor, ...]:
     """Return `these` in the rows of the mask and `those` elsewhere."""
     return tuple(torch.where(as_column(rows, a), a, b) for a, b in zip(these, those, strict=True))
-
-
-def _drop(state: _Climbers, standing: Standing) -> _Climbers:
-    """Hand over what fell and return the rest."""
-    if not state.found.any():
-        return state
-    standing.fell(state.place, state.found, state.turned)
-    return keep(state, ~state.found)

@@ -11,8 +11,6 @@ from torch import Tensor
 from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.attacks.result import AttackResult
 
-DROP_EVERY_ON_GPU = 10  # steps; finding out what fell makes the host wait for the device
-
 State = TypeVar("State", bound=Any)  # a dataclass of tensors with one row an image
 
 
@@ -33,10 +31,10 @@ class Standing:
         """Return the places of the images that stand."""
         return self.robust.nonzero()[:, 0]
 
-    def fell(self, places: Tensor, found: Tensor, adversarial: Tensor) -> None:
-        """Note what an attack made of the images at `places`, where it `found` something."""
-        self.adversarial[places[found]] = adversarial[found]
-        self.robust[places[found]] = False
+    def fell(self, places: Tensor, fell: Tensor, points: Tensor) -> None:
+        """Note the `points` that the images at `places` became, those of them that `fell`."""
+        self.adversarial[places[fell]] = points[fell]
+        self.robust[places[fell]] = False
 
     def note_zero_gradients(self, places: Tensor, gradient: Tensor) -> None:
         """Note which of the images at `places` have a `gradient` of exactly zero."""
@@ -55,14 +53,17 @@ def keep(state: State, rows: Tensor) -> State:
     return kept
 
 
+def drop_fallen(state: State, standing: Standing, fell: Tensor, points: Tensor) -> State:
+    """Hand the `points` of the rows that `fell` over to `standing`, and return the other rows."""
+    if not fell.any():
+        return state
+    standing.fell(state.place, fell, points)
+    return keep(state, ~fell)
+
+
 def wrong(logits: Tensor, labels: Tensor) -> Tensor:
     """Return `(N,) bool`: the answer is not the label."""
     return logits.argmax(1) != labels
-
-
-def time_to_drop(step: int, images: Tensor) -> bool:
-    """Tell whether an attack should look for fallen images after this step."""
-    return images.device.type == "cpu" or step % DROP_EVERY_ON_GPU == DROP_EVERY_ON_GPU - 1
 
 
 def likeliest_wrong(logits: Tensor, labels: Tensor, count: int) -> Tensor:
