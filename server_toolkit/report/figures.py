@@ -23,7 +23,7 @@ Point = tuple[float, float, float]  # accuracy, then its 95 % interval, all in [
 
 def accuracy_by_round(accuracies: Sequence[float]) -> str:
     """Return the test accuracy of the weights that each round started from, as SVG."""
-    figure, axes = _axes("round", "clean accuracy, %")
+    figure, axes = new_axes("round", "clean accuracy, %")
     percent = [100 * a for a in accuracies]
     axes.plot(range(len(percent)), percent, marker="o", color=COLOURS[0], lw=2)
     axes.annotate(
@@ -32,12 +32,23 @@ def accuracy_by_round(accuracies: Sequence[float]) -> str:
     )  # fmt: skip
     axes.set_ylim(0, 102)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _svg(figure)
+    return to_svg(figure)
 
 
-def robustness_by_epsilon(curves: Mapping[str, Mapping[float, Point]]) -> str:
-    """Return PGD accuracy over the attack's size for every arm, with 95 % intervals, as SVG."""
-    figure, axes = _axes("attack size ε (l∞, pixels in [0, 1])", "PGD-20 accuracy, %")
+def robustness_by_epsilon(
+    curves: Mapping[str, Mapping[float, Point]],
+    *,
+    attack: str = "PGD-20",
+    norm: str = "l∞",
+    marked: Sequence[float] = (),
+) -> str:
+    """Return accuracy over the attack's size for every arm, with 95 % intervals, as SVG.
+
+    Sizes that are `marked` get a dotted line.
+    """
+    figure, axes = new_axes(f"attack size ε ({norm}, pixels in [0, 1])", f"{attack} accuracy, %")
+    for size in marked:
+        axes.axvline(size, color="#5b6573", lw=1, ls=":")
     for index, (name, curve) in enumerate(curves.items()):
         sizes = sorted(curve)
         middle = [100 * curve[e][0] for e in sizes]
@@ -48,7 +59,7 @@ def robustness_by_epsilon(curves: Mapping[str, Mapping[float, Point]]) -> str:
         axes.fill_between(sizes, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_ylim(0, 102)
     axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def image_grid(
@@ -67,7 +78,17 @@ def image_grid(
             top, left = row * (height + gap), column * (width + gap)
             grid[top : top + height, left : left + width] = images[index].transpose(1, 2, 0)
     pixels = np.rint(255 * np.clip(grid, 0, 1)).astype(np.uint8)
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    return _png(pixels, scale)
+
+
+def one_image(image: npt.NDArray[np.float32], *, scale: int = 3) -> str:
+    """Return one image `(C, H, W) float32 in [0, 1]` as a PNG data URL."""
+    return _png(np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8).transpose(1, 2, 0), scale)
+
+
+def _png(pixels: npt.NDArray[np.uint8], scale: int) -> str:
+    """Return `(H, W, 1 or 3)` as a PNG data URL, every pixel a square of `scale` pixels."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture = picture.resize(
         (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
     )
@@ -76,7 +97,8 @@ def image_grid(
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """Return an empty plot in the style of all pages."""
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
@@ -86,7 +108,8 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """Return the figure as SVG to put into a page; the same figure gives the same text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "trajsyn"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
