@@ -49,6 +49,7 @@ class LoopOptions(TypedDict):
     momentum: NotRequired[float]
     weight_decay: NotRequired[float]
     proximal_mu: NotRequired[float]
+    correction: NotRequired[Float32 | None]
     threads: NotRequired[int | None]
     should_stop: NotRequired[Callable[[], bool]]
     on_step: NotRequired[Callable[[int, int, float], None] | None]
@@ -82,6 +83,7 @@ def run(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     proximal_mu: float = 0.0,
+    correction: Float32 | None = None,
     threads: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -105,6 +107,7 @@ def run(
             momentum=momentum,
             weight_decay=weight_decay,
             proximal_mu=proximal_mu,
+            correction=None if correction is None else file.to_program(correction),
         )
         for _ in range(epochs):
             total, examples = 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,9 +25,10 @@ def make_partition(
     labels: Int64,
     devices: Sequence[str],
     *,
-    kind: Literal["iid", "dirichlet"],
+    kind: Literal["iid", "dirichlet", "classes"],
     seed: int,
     alpha: float = 0.5,
+    classes_per_device: int = 2,
     indices: Int64 | None = None,
 ) -> dict[str, Int64]:
     """Share out the examples at `indices` (all by default); every device gets at least one.
@@ -43,8 +45,10 @@ def make_partition(
     rng = np.random.Generator(np.random.PCG64(seed))
     if kind == "iid":
         shares = np.array_split(rng.permutation(pool), len(devices))
+    elif kind == "classes":
+        shares = _few_classes(labels, pool, len(devices), classes_per_device, rng)
     else:
-        if alpha <= 0:
+        if not 0 < alpha < math.inf:
             raise ConfigError(f"alpha is {alpha}; it must be above 0")
         shares = _dirichlet(labels, pool, len(devices), alpha, rng)
     return {d: np.sort(s).astype(np.int64) for d, s in zip(devices, shares, strict=True)}
@@ -67,6 +71,36 @@ def _dirichlet(
         f"with alpha {alpha}, {len(pool)} examples left some of {count} devices without any in "
         f"{MAX_DRAWS} draws; raise alpha or take fewer devices"
     )
+
+
+def _few_classes(
+    labels: Int64, pool: Int64, count: int, classes_per_device: int, rng: np.random.Generator
+) -> list[Int64]:
+    classes = np.unique(labels[pool])
+    if not 1 <= classes_per_device <= len(classes):
+        raise ConfigError(f"{classes_per_device} classes a device; there are {len(classes)}")
+    if count * classes_per_device < len(classes):
+        raise ConfigError(
+            f"{count} devices with {classes_per_device} classes each leave some of {len(classes)} "
+            "classes to nobody; take more of either"
+        )
+    holders: list[list[int]] = [[] for _ in classes]
+    for device in range(count):
+        taken = np.array([len(h) for h in holders])
+        order = np.lexsort((rng.random(len(classes)), taken))  # those with the fewest holders first
+        for index in order[:classes_per_device]:
+            holders[index].append(device)
+    shares: list[list[Int64]] = [[] for _ in range(count)]
+    for label, owners in zip(classes, holders, strict=True):
+        members = rng.permutation(pool[labels[pool] == label])
+        if len(members) < len(owners):
+            raise ConfigError(
+                f"class {label} has {len(members)} examples for {len(owners)} devices; take fewer "
+                "devices or fewer classes a device"
+            )
+        for owner, part in zip(owners, np.array_split(members, len(owners)), strict=True):
+            shares[owner].append(part)
+    return [np.concatenate(share) for share in shares]
 
 
 def write_partition(path: Path | str, devices: Mapping[str, Int64], *, dataset: str) -> None:

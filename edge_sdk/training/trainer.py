@@ -29,6 +29,7 @@ def train(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     proximal_mu: float = 0.0,
+    correction: Float32 | None = None,
     threads: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -37,7 +38,8 @@ def train(
     """Train from the flat vector `start`, which is left as it is.
 
     A step is torch.optim.SGD's on the mean loss of a batch, without dampening or Nesterov, with
-    the gradient of proximal_mu / 2 * |w - start|^2 added (FedProx, Li et al. 2020, eq. 2).
+    the gradient of proximal_mu / 2 * |w - start|^2 added (FedProx, Li et al. 2020, eq. 2), and the
+    flat vector `correction` (c - c_i in SCAFFOLD, Karimireddy et al. 2020, algorithm 1).
     `should_stop` is asked before every micro-batch; `on_step(step, steps, mean_loss)` is called
     after every step; `perturb` is `Gradients`'. The same arguments give the same bits on the same
     machine and thread count.
@@ -62,6 +64,7 @@ def train(
         momentum=momentum,
         weight_decay=weight_decay,
         proximal_mu=proximal_mu,
+        correction=correction,
         threads=threads,
         should_stop=should_stop,
         on_step=on_step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,5 +39,10 @@ class LocalResult:
 class LocalEngine(Protocol):
     """A way of doing the work of many devices."""
 
-    def train(self, jobs: Sequence[LocalJob]) -> list[LocalResult]:
-        """Return a result for every job, in their order; raises `ConfigError` on divergence."""
+    def train(
+        self, jobs: Sequence[LocalJob], *, done: Callable[[int], None] = ...
+    ) -> list[LocalResult]:
+        """Return a result for every job, in their order; raises `ConfigError` on divergence.
+
+        `done` is told how many jobs are done.
+        """

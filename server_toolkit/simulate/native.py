@@ -1,8 +1,10 @@
-"""Local training as a real agent does it: one device after the other, on the devices' runtime."""
+"""Local training as a real agent does it, on the devices' own runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from edge_sdk.errors import ConfigError as EdgeConfigError
 from edge_sdk.runtime import ProgramFile
@@ -24,13 +26,27 @@ class NativeEngine:
     ) -> None:
         self._settings, self._program, self._attack = settings, program, attack_program
 
-    def train(self, jobs: Sequence[LocalJob]) -> list[LocalResult]:
+    def train(
+        self, jobs: Sequence[LocalJob], *, done: Callable[[int], None] = lambda _: None
+    ) -> list[LocalResult]:
         """Return a result for every job; raises `ConfigError` naming a device that diverges."""
-        return [self._one(job) for job in jobs]
+        results = []
+        stop = threading.Event()  # else an interrupted round would train its devices to the end
+        with ThreadPoolExecutor(self._settings.workers) as pool:
+            futures = [pool.submit(self._one, job, stop) for job in jobs]
+            try:
+                for future in futures:
+                    results.append(future.result())
+                    done(len(results))
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
 
-    def _one(self, job: LocalJob) -> LocalResult:
+    def _one(self, job: LocalJob, stop: threading.Event) -> LocalResult:
         try:
-            result = self._train(job)
+            result = self._train(job, stop)
         except EdgeConfigError as error:
             raise ConfigError(f"{job.device}: {error}") from error
         return LocalResult(
@@ -42,7 +58,7 @@ class NativeEngine:
             cpu_s=result.cpu_s,
         )
 
-    def _train(self, job: LocalJob) -> TrainingResult:
+    def _train(self, job: LocalJob, stop: threading.Event) -> TrainingResult:
         settings = self._settings
         options = LoopOptions(
             epochs=settings.epochs,
@@ -51,7 +67,9 @@ class NativeEngine:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             proximal_mu=settings.proximal_mu,
+            correction=job.correction,
             threads=settings.threads,
+            should_stop=stop.is_set,
         )
         if self._attack is None:
             return train(self._program, job.start, job.dataset, seed=job.seed, **options)

@@ -26,9 +26,10 @@ class FederationSettings:
     `participation` is the share of devices that a round asks; of those, each is `late` (it trains,
     its update comes after the round has closed) or `never` answers with these probabilities.
 
-    `engine` "native" trains one device after the other on the devices' own runtime, "stacked" all
-    of them at once in torch on `device`; "auto" takes the one that is faster there. `threads` are
-    the native engine's.
+    `engine` "native" trains on the devices' own runtime, `workers` of them at a time with
+    `threads` threads each; "stacked" trains `together` of them as one network in torch on `device`
+    (0: as many as are worth it there); "auto" takes the faster one. `micro_batch` is that of the
+    devices' program.
     """
 
     epochs: int = 1
@@ -50,7 +51,10 @@ class FederationSettings:
     never: float = 0.0
     engine: Engine = "auto"
     device: str = "cpu"
+    together: int = 0
     threads: int = 1
+    workers: int = 1
+    micro_batch: int = 4
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -68,7 +72,9 @@ class FederationSettings:
         if not 0 < self.participation <= 1:
             raise ConfigError(f"participation is {self.participation}; it must be in (0, 1]")
         if min(self.late, self.never) < 0 or self.late + self.never > 1:
-            raise ConfigError(f"late {self.late} and never {self.never} must be shares, 1 together")
+            raise ConfigError(
+                f"late {self.late} and never {self.never} must be shares of at most 1 together"
+            )
         if not 0 <= self.epsilon <= 1 or self.attack_steps < 0:
             raise ConfigError(
                 f"epsilon {self.epsilon} must lie in [0, 1], and there cannot be "

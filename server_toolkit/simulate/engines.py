@@ -1,0 +1,54 @@
+"""Which engine trains the devices."""
+
+from __future__ import annotations
+
+from edge_sdk.runtime import ProgramFile
+from models import ModelSpec
+from server_toolkit.errors import ConfigError
+from server_toolkit.simulate.local import LocalEngine
+from server_toolkit.simulate.native import NativeEngine
+from server_toolkit.simulate.settings import FederationSettings
+
+# How many devices share a stack where the settings leave it open; docs/simulator.md says why.
+TOGETHER_ON_CPU, TOGETHER_ON_GPU = 1, 64
+
+
+def make_engine(
+    spec: ModelSpec,
+    settings: FederationSettings,
+    *,
+    program: ProgramFile | None = None,
+    attack_program: ProgramFile | None = None,
+) -> LocalEngine:
+    """Return the engine of the settings; exports the programs that it needs and nobody gave."""
+    if chosen_engine(settings) == "stacked":
+        from server_toolkit.simulate.stacked import StackedEngine
+
+        if program is not None and program.ranges:
+            raise ConfigError("the stacked engine computes in fp32; int8 needs the native one")
+        on_cpu = settings.device == "cpu"
+        together = settings.together or (TOGETHER_ON_CPU if on_cpu else TOGETHER_ON_GPU)
+        return StackedEngine(spec, settings, together=together)
+    if program is None:
+        from edge_sdk.export import training_program
+
+        program = training_program(spec, micro_batch=settings.micro_batch)
+    if program.micro_batch != settings.micro_batch:
+        raise ConfigError(
+            f"the program takes {program.micro_batch} images at a time, the settings say "
+            f"{settings.micro_batch}"
+        )
+    if settings.objective == "plain":
+        return NativeEngine(settings, program)
+    if attack_program is None:
+        from edge_sdk.export import attack_program as export_attack
+
+        attack_program = export_attack(spec, micro_batch=settings.micro_batch)
+    return NativeEngine(settings, program, attack_program)
+
+
+def chosen_engine(settings: FederationSettings) -> str:
+    """Return "native" or "stacked": measured, the devices' runtime is the faster one on a CPU."""
+    if settings.engine != "auto":
+        return settings.engine
+    return "native" if settings.device == "cpu" else "stacked"
