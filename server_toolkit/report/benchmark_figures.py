@@ -1,0 +1,188 @@
+"""The benchmark page's figures, as SVG: arms keep their colours, methods are filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from server_toolkit.report.figures import as_svg
+
+Row = Mapping[str, Any]
+
+# Okabe and Ito's colours. A method and its control share a hue, the control is lighter.
+COLOURS = {
+    "fedavg": "#555555",
+    "client_at": "#000000",
+    "server_at_real": "#999999",
+    "noise_only": "#F0C27A",
+    "trajsyn_noise": "#D55E00",
+    "server_set_only": "#8CC6EC",
+    "trajsyn_server_set": "#0072B2",
+}
+MORE_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#B8A000")  # for methods that come later
+MARKERS = {"floor": "v", "ceiling": "^", "control": "s", "method": "o"}
+REFERENCES = ("floor", "ceiling")
+
+
+def recovery_bars(rows: Sequence[Row]) -> str:
+    """Return the share of client_at's gain that every method keeps, its control beside it."""
+    shown = [row for row in rows if row["role"] not in REFERENCES]
+    figure, axes = _axes("recovery: 0 = fedavg, 1 = client_at")
+    for place, row in enumerate(_beside_controls(shown)):
+        share = row["recovery"]
+        if share is None or share["mean"] is None:
+            axes.annotate("undefined", (place, 0.02), ha="center", va="bottom", rotation=90)
+            continue
+        axes.bar(place, share["mean"], color=colour_of(row["arm"]), width=0.8)
+        _error(axes, place, share["mean"], share["interval"])
+        axes.annotate(
+            f"{share['mean']:.2f}", (place, max(share["mean"], 0)), (9, 2),
+            textcoords="offset points", ha="left", fontsize=8,
+        )  # fmt: skip
+    axes.axhline(0, color="black", lw=0.8)
+    axes.axhline(1, color="black", lw=0.8, ls=":")
+    _name_bars(axes, _beside_controls(shown))
+    _limit(axes, [r["recovery"]["mean"] for r in shown if _has(r["recovery"])], floor=-0.5, top=1.5)
+    return as_svg(figure)
+
+
+def clean_against_robust(rows: Sequence[Row]) -> str:
+    """Return clean against AutoAttack accuracy: right is accurate, up is robust."""
+    figure, axes = _axes("AutoAttack accuracy, %")
+    axes.set_xlabel("clean accuracy, %")
+    axes.grid(axis="x", alpha=0.25)
+    for row in rows:
+        clean, robust = (row["measures"][name] for name in ("clean", "autoattack"))
+        axes.errorbar(
+            100 * clean["mean"],
+            100 * robust["mean"],
+            xerr=_half_widths(clean["pooled"], clean["mean"]),
+            yerr=_half_widths(robust["pooled"], robust["mean"]),
+            fmt=MARKERS[row["role"]],
+            color=colour_of(row["arm"]),
+            ms=8,
+            elinewidth=0.7,
+        )
+        axes.annotate(
+            row["title"], (100 * clean["mean"], 100 * robust["mean"]), (6, 5),
+            textcoords="offset points", fontsize=7.5,
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.16)
+    return as_svg(figure)
+
+
+def over_server_images(rows: Sequence[Row]) -> str:
+    """Return AutoAttack accuracy over the size of the server set, references as lines."""
+    figure, axes = _axes("AutoAttack accuracy, %")
+    sizes = sorted({row["server_images"] for row in rows})
+    ticks = {size: place for place, size in enumerate(sizes)}
+    for row in rows:
+        if row["role"] in REFERENCES:
+            level = 100 * row["measures"]["autoattack"]["mean"]
+            axes.axhline(level, color=colour_of(row["arm"]), ls="--", lw=1)
+            axes.annotate(
+                row["title"], (1.0, level), xycoords=("axes fraction", "data"), xytext=(3, -3),
+                textcoords="offset points", fontsize=7.5, annotation_clip=False,
+            )  # fmt: skip
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["role"] not in REFERENCES):
+        own = sorted((r for r in rows if r["arm"] == arm), key=lambda r: int(r["server_images"]))
+        places = [ticks[row["server_images"]] for row in own]
+        measures = [row["measures"]["autoattack"] for row in own]
+        middle = [100 * m["mean"] for m in measures]
+        halves = [_half_widths(m["pooled"], m["mean"]) for m in measures]
+        axes.errorbar(
+            places,
+            middle,
+            yerr=[[h[i][0] for h in halves] for i in (0, 1)],
+            color=colour_of(arm),
+            marker=MARKERS[own[0]["role"]],
+            label=arm,
+            capsize=2,
+            lw=2,
+            elinewidth=0.8,
+        )
+    axes.set_xticks(list(ticks.values()), [str(size) for size in ticks])
+    axes.set_xlabel("real images a class on the server")
+    axes.set_xlim(-0.4, len(sizes) - 0.6)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return as_svg(figure)
+
+
+def worst_class_bars(rows: Sequence[Row]) -> str:
+    """Return AutoAttack accuracy of the worst class beside that of all."""
+    figure, axes = _axes("AutoAttack accuracy, %")
+    ordered = [r for r in rows if r["role"] in REFERENCES]
+    ordered += _beside_controls([r for r in rows if r["role"] not in REFERENCES])
+    for place, row in enumerate(ordered):
+        measure = row["measures"]["autoattack"]
+        worst, colour = measure["worst_class"], colour_of(row["arm"])
+        axes.bar(place - 0.2, 100 * measure["mean"], color=colour, alpha=0.35, width=0.4)
+        axes.bar(place + 0.2, 100 * worst["accuracy"], color=colour, width=0.4)
+        spread = (100 * worst["low"], 100 * worst["high"])
+        _error(axes, place + 0.2, 100 * worst["accuracy"], spread)
+    _name_bars(axes, ordered)
+    axes.set_ylim(bottom=0)
+    return as_svg(figure)
+
+
+def colour_of(arm: str) -> str:
+    """Return an arm's colour, the same in every figure."""
+    return COLOURS.get(arm, MORE_COLOURS[sum(arm.encode()) % len(MORE_COLOURS)])
+
+
+def _beside_controls(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows so that a method follows its control, by size of the server set."""
+    order = {row["arm"]: row["control"] or row["arm"] for row in rows}
+    return sorted(
+        rows, key=lambda row: (row["server_images"], order[row["arm"]], row["role"] == "method")
+    )
+
+
+def _axes(y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _name_bars(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.set_xticks(
+        range(len(rows)), [r["title"] for r in rows], rotation=35, ha="right", fontsize=8
+    )
+    axes.set_xlim(-0.7, max(len(rows), 1) - 0.3)
+
+
+def _error(axes: Axes, place: float, middle: float, interval: Sequence[float] | None) -> None:
+    if interval is not None:
+        low, high = interval
+        axes.errorbar(
+            place,
+            middle,
+            yerr=[[max(0.0, middle - low)], [max(0.0, high - middle)]],
+            color="black",
+            capsize=2,
+            lw=0.8,
+        )
+
+
+def _half_widths(accuracy: Mapping[str, float], middle: float) -> list[list[float]]:
+    """Return what matplotlib takes: how far an interval reaches below and above, in points."""
+    low, high = accuracy["low"], accuracy["high"]
+    return [[100 * max(0.0, middle - low)], [100 * max(0.0, high - middle)]]
+
+
+def _has(share: Mapping[str, Any] | None) -> bool:
+    return share is not None and share["mean"] is not None
+
+
+def _limit(axes: Axes, values: Sequence[float], *, floor: float, top: float) -> None:
+    """Keep very wide intervals from flattening the bars."""
+    axes.set_ylim(max(floor, min([0.0, *values]) - 0.3), min(top, max([1.0, *values]) + 0.3))
