@@ -32,7 +32,7 @@ def accuracy_by_round(accuracies: Sequence[float]) -> str:
     )  # fmt: skip
     axes.set_ylim(0, 102)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return toas_svg(figure)
+    return as_svg(figure)
 
 
 def robustness_by_epsilon(
@@ -59,7 +59,7 @@ def robustness_by_epsilon(
         axes.fill_between(sizes, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_ylim(0, 102)
     axes.legend(frameon=False)
-    return toas_svg(figure)
+    return as_svg(figure)
 
 
 def image_grid(
@@ -108,7 +108,7 @@ def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def toas_svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """Return the figure as SVG to put into a page; the same figure gives the same text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "trajsyn"}):

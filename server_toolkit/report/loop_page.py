@@ -107,7 +107,8 @@ def _arm_table(report: LoopReport, main_arm: str) -> str:
         kind = "main" if arm.name == main_arm else "control" if arm.is_control else ""
         rows.append(
             f'<tr class="{kind}">'
-            f"<td>{escaped(arm.name)}<br><small>{escaped(arm.meaning)}</small></td><td>{point_cell(arm.clean)}</td><td>{point_cell(arm.robust)}</td></tr>"
+            f"<td>{escaped(arm.name)}<br><small>{escaped(arm.meaning)}</small></td>"
+            f"<td>{point_cell(arm.clean)}</td><td>{point_cell(arm.robust)}</td></tr>"
         )
     return (
         "<table><thead><tr><th>arm</th><th>clean accuracy</th>"

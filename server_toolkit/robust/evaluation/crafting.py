@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,10 @@ class Crafted:
     broken_by: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+PartProgress = Callable[[str, int], None]
+"""Called after each part of AutoAttack with its name and how many images of the batch stand."""
+
+
 def craft(
     attack: str,
     model: Model,
@@ -53,6 +57,7 @@ def craft(
     settings: AttackSettings,
     *,
     seed: int,
+    progress: PartProgress | None = None,
 ) -> Crafted:
     """Attack a batch `(N, C, H, W) float32 in [0, 1]` on `model`; `seed` fixes what is random."""
     epsilon = settings.epsilon
@@ -64,12 +69,16 @@ def craft(
             model, images, labels, epsilon=epsilon, steps=settings.steps, generator=generator
         )
         return Crafted(crafted)
-    ball: dict[str, Any] = dict(epsilon=epsilon, norm=settings.norm, seed=seed)
-    batch = len(images)
+    ball: dict[str, Any] = dict(epsilon=epsilon, norm=settings.norm, batch_size=len(images))
     if attack == "autoattack":
         whole = attacks.autoattack(
-            model, images, labels, **ball, batch_size=batch, square_queries=settings.square_queries
-        )
+            model, images, labels, **ball, seed=seed, square_queries=settings.square_queries,
+            progress=progress,
+        )  # fmt: skip
         return Crafted(whole.adversarial, whole.robust, whole.broken_by)
-    result = getattr(attacks, attack)(model, images, labels, **ball, batch_size=batch)
+    if attack == "square":
+        ball["queries"] = settings.square_queries
+    if attack != "fab_t":  # which draws nothing
+        ball["seed"] = seed
+    result = getattr(attacks, attack)(model, images, labels, **ball)
     return Crafted(result.adversarial, result.robust)

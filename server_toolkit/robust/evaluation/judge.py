@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask
-from server_toolkit.robust.evaluation.crafting import AttackSettings, craft
+from server_toolkit.robust.evaluation.crafting import AttackSettings, PartProgress, craft
 from server_toolkit.robust.evaluation.judgement import CLEAN, Example, Judgement, Norm, Outcome
 from server_toolkit.robust.evaluation.plan import Planned, parse_attacks, plan
 
@@ -122,6 +122,7 @@ def run_planned(
                 kept = _attack(
                     entry.attack, crafting, model, x[chosen].to(device), y[chosen].to(device),
                     settings, seed=_batch_seed(seed, entry, start),
+                    progress=_parts(progress, done, total, entry, settings),
                 )  # fmt: skip
                 if keeper is not None:
                     keeper.store(key, kept)
@@ -177,6 +178,17 @@ def _batch_seed(seed: int, entry: Planned, start: int) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
+def _parts(
+    progress: Progress | None, done: int, total: int, entry: Planned, settings: AttackSettings
+) -> PartProgress | None:
+    """Tell of the parts of AutoAttack, which can take long."""
+    if progress is None:
+        return None
+    return lambda part, left: progress(
+        done, total, f"{entry.attack} at ε = {settings.epsilon:g}: {left} stand after {part}"
+    )
+
+
 def _attack(
     attack: str,
     crafting: Model,
@@ -186,9 +198,10 @@ def _attack(
     settings: AttackSettings,
     *,
     seed: int,
+    progress: PartProgress | None,
 ) -> Kept:
     """Attack one batch of rightly answered images; return what is worth keeping of it as arrays."""
-    crafted = craft(attack, crafting, images, labels, settings, seed=seed)
+    crafted = craft(attack, crafting, images, labels, settings, seed=seed, progress=progress)
     adversarial = crafted.images.detach()
     change = (adversarial - images).flatten(1)
     size = change.abs().amax(1) if settings.norm == "linf" else change.norm(dim=1)

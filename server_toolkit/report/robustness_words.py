@@ -1,0 +1,118 @@
+"""What an evaluation means, in sentences for whoever decides on a release."""
+
+from __future__ import annotations
+
+from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall, worst_class
+from server_toolkit.robust.evaluation.compare import Gain
+from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
+from server_toolkit.stages.assess import Assessed, Comparison
+
+ATTACKS = {
+    "clean": ("no attack", "The images as they are."),
+    "fgsm": (
+        "FGSM",
+        "One signed gradient step. Fast and weak: a lower limit of what an attack does.",
+    ),
+    "pgd": ("PGD", "Many small gradient steps from a random start inside the ball."),
+    "cw_linf": ("C&W-l∞", "Gradient steps on the margin between logits, which cannot saturate."),
+    "cw_l2": (
+        "C&W-l2",
+        "Looks for the nearest wrong image in l2. In the l∞ norm an image counts as broken only "
+        "where that image happens to lie in the ball; read the distances instead.",
+    ),
+    "apgd_ce": ("APGD-CE", "Gradient steps on the cross-entropy that choose their own size."),
+    "apgd_dlr": ("APGD-DLR", "The same on a loss that the scale of the logits cannot hide."),
+    "apgd_t": ("APGD-T", "The same towards each of the nine likeliest wrong classes."),
+    "fab_t": ("FAB-T", "Walks along the decision boundary to the nearest wrong image."),
+    "square": (
+        "Square",
+        "Random squares, from outputs alone: what an outsider with queries can do.",
+    ),
+    "autoattack": (
+        "AutoAttack",
+        "APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left. The usual standard.",
+    ),
+}
+SOURCES = {
+    "none": "",
+    "white_box": "",
+    "scores": "outputs only",
+    "transfer": "by transfer",
+}
+
+
+def percent(accuracy: Accuracy) -> str:
+    """Return an accuracy with its interval: `61.2 % (58.1 to 64.2)`."""
+    low, high = accuracy.interval
+    return f"{100 * accuracy.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def points(gain: Gain) -> str:
+    """Return a gain with its interval, in points: `+12.1 points (+8.0 to +16.2)`."""
+    value, low, high = (100 * x for x in (gain.value, gain.low, gain.high))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def attack_title(name: str, source: str) -> str:
+    """Return an attack's name as people write it, with what it knew where that is not all."""
+    title, _ = ATTACKS[name.removesuffix("_transfer")]
+    knew = SOURCES[source]
+    return f"{title} ({knew})" if knew else title
+
+
+def finding(model: Assessed, judgement: Judgement) -> str:
+    """Say what one model keeps at one attack size, overall and in its weakest class."""
+    parts = by_class(judgement.robust, judgement.labels, judgement.classes)
+    worst = worst_class(parts)
+    norm = "l∞" if judgement.norm == "linf" else "l2"
+    return (
+        f"At ε = {judgement.epsilon:.3g} ({norm}) {model.title} keeps "
+        f"{percent(overall(judgement.robust))} of the images right against every attack tried; "
+        f"without attack {percent(judgement.accuracy(CLEAN))}. Its weakest class, {worst}, keeps "
+        f"{percent(parts[worst])}."
+    )
+
+
+def conclusion(model: Assessed) -> str:
+    """Say whether the numbers of this model can be relied on, and for what."""
+    assessment = model.assessment
+    doubts = [flag for flag in assessment.flags if flag.level == "doubt"]
+    if doubts:
+        number = "one reason" if len(doubts) == 1 else f"{len(doubts)} reasons"
+        return (
+            f"Do not decide on these numbers: {number} below suggest that the true accuracy under "
+            "attack is lower, or that it was not measured at all. Remove the cause and judge again."
+        )
+    ran = {outcome.attack for j in assessment.judgements for outcome in j.outcomes}
+    if assessment.source == "scores":
+        return "A loose upper bound: only Square was possible. Good enough to reject a model."
+    if assessment.source == "transfer":
+        return (
+            "No reason for doubt was found, but this is an upper bound: an attacker who rebuilds "
+            "the gradients of this file may do better."
+        )
+    if "autoattack" not in ran:
+        return (
+            "No reason for doubt was found, but only weak attacks were tried: expect less under "
+            "AutoAttack, and judge with --attacks standard before a release."
+        )
+    return (
+        "No reason for doubt was found: attacked with the usual standard in full knowledge of the "
+        "model. It says nothing about larger changes or other kinds, such as rotation or patches."
+    )
+
+
+def comparison_sentence(c: Comparison) -> str:
+    """Say what a model gains over the baseline and loses without attack, and if chance explains it.
+
+    The intervals are paired, image by image.
+    """
+    verdict = (
+        "The difference under attack is more than chance."
+        if c.robust.beyond_chance
+        else "These images cannot tell the difference under attack from chance."
+    )
+    return (
+        f"At ε = {c.epsilon:.3g}, {c.title} beside {c.baseline}: {points(c.robust)} under attack, "
+        f"{points(c.clean)} without. {verdict}"
+    )
