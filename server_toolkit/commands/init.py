@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edge_sdk.protocol.signing import create_key, public_key_text
 from models import ModelSpec, SpecError
 from models.description import read_description, to_toml
 from server_toolkit.commands.template import SERVER_TOML
-from server_toolkit.config import load_config
 from server_toolkit.errors import ConfigError
-from server_toolkit.ledger import Ledger
+from server_toolkit.stages.new_run import fill_run_directory, new_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -64,8 +59,6 @@ def init(
 ) -> None:
     """Make a new run: keys, server.toml, the devices' training program and the first weights."""
     directory = directory.resolve()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
     if not all(math.isfinite(value) for value in [*(mean or []), *(std or [])]):
         raise ConfigError("--mean and --std must be finite numbers")
     given = [classes is not None, image_size is not None]
@@ -89,7 +82,6 @@ def init(
             )
     except SpecError as error:
         raise ConfigError(str(error)) from error
-    directory.parent.mkdir(parents=True, exist_ok=True)
     text = SERVER_TOML.format(
         name=json.dumps(name),
         rounds=rounds,
@@ -100,40 +92,9 @@ def init(
         precision=json.dumps(precision),
         seed=seed,
     )
-    # Made beside and renamed at the end, so that an interrupted `init` leaves nothing behind.
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        public_key = _make(draft, text)
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_directory(directory) as draft:
+        (draft / "server.toml").write_text(text)
+        typer.echo("exporting the training program and checking its gradients")
+        public_key = fill_run_directory(draft)
     typer.echo(f"{directory} is ready; the devices need this key: {public_key}")
     typer.echo(f"next: server-toolkit devices add --config {directory / 'server.toml'} ...")
-
-
-def _make(directory: Path, text: str) -> str:
-    """Fill the directory and return the server's public key."""
-    (directory / "server.toml").write_text(text)
-    config = load_config(directory / "server.toml")  # before the slow part: it finds mistakes
-    from edge_sdk.export import TRAINING_PRECISIONS, training_program
-    from models.networks import build_model, flat_parameters
-
-    spec = config.model.spec
-    typer.echo("exporting the training program and checking its gradients")
-    (directory / "programs").mkdir()
-    program = directory / "programs" / "training.program"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own code
-        training_program(
-            spec,
-            micro_batch=config.training.micro_batch,
-            **TRAINING_PRECISIONS[config.training.precision],
-        ).save(program)
-    weights = flat_parameters(build_model(spec, seed=config.training.seed))
-    (directory / "keys").mkdir(mode=0o700)
-    key = create_key(directory / "keys" / "server.key")
-    ledger = Ledger.create(
-        directory, run=config.run.name, spec=spec, weights=weights, program=program.read_bytes()
-    )
-    ledger.close()
-    return public_key_text(key.public_key())
