@@ -8,6 +8,7 @@ evaluation mode; `square` needs no gradient of it.
 
 from server_toolkit.robust.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from server_toolkit.robust.attacks.autoattack import autoattack
+from server_toolkit.robust.attacks.cw import cw_l2, cw_linf
 from server_toolkit.robust.attacks.fab import fab_t
 from server_toolkit.robust.attacks.fgsm import fgsm
 from server_toolkit.robust.attacks.pgd import pgd
@@ -22,6 +23,8 @@ __all__ = [
     "apgd_dlr",
     "apgd_t",
     "autoattack",
+    "cw_l2",
+    "cw_linf",
     "fab_t",
     "fgsm",
     "pgd",
