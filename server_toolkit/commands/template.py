@@ -53,7 +53,8 @@ max_update_norm = 0.0
 [harden]
 # epsilon = 0.1              # the attack to withstand: l-infinity on pixels in [0, 1]
 # steps = 300
-# label_source = "teacher"   # "hard", "learned", or what the federated model says
+# objective = "kl"           # or "pgd_at", "trades", "mart", "fast", "free" (docs/hardening.md)
+# label_source = "teacher"   # what the federated model says; or "hard", "learned", "ensemble"
 
 [evaluate]                   # [harden] epsilon must be among them
 epsilons = [0.05, 0.1]

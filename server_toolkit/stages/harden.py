@@ -7,29 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_sdk.protocol.part_file import write_durably
 from edge_sdk.protocol.updates import encode_weights
-from edge_sdk.training.dataset import Dataset
-from server_toolkit.distill.proxy_set import ProxySet
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.harden import HardenConfig, HardenProgress, harden
+from server_toolkit.robust.harden_labels import Labels
+from server_toolkit.robust.harden_log import HardenLog
 from server_toolkit.stages.workspace import FEDAVG, Progress, Workspace
 
 log = logging.getLogger(__name__)
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True, kw_only=True)
 class HardenSettings(HardenConfig):
-    """[harden] of the configuration: the method's settings, and whether to add real images.
+    """[harden] of the configuration: the method's settings, and what it takes from the run.
 
-    The pipeline always adds them for the arm "trajsyn_server_set".
+    `with_server_set` adds real images; the pipeline always does for the arm "trajsyn_server_set".
+    With `label_source = "ensemble"` the teachers are `ensemble_size` federated models, evenly
+    spaced from the share `ensemble_from` of the rounds to the newest.
     """
 
     with_server_set: bool = False
+    ensemble_size: int = 4
+    ensemble_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.ensemble_size <= 1000:
+            raise ConfigError(f"ensemble_size is {self.ensemble_size}; it must be 1 to 1000")
+        if not 0 <= self.ensemble_from <= 1:
+            raise ConfigError(f"ensemble_from is {self.ensemble_from}; it must be 0 to 1")
 
 
 def run_harden(
@@ -40,14 +48,16 @@ def run_harden(
     images: Path | None = None,
     settings: HardenSettings,
     progress: Progress,
+    log_file: Path | None = None,
     device: str = "cpu",
 ) -> Path:
     """Harden the federated model, write and record `models/NAME.safetensors`, return its path.
 
     It trains on the proxy set called `proxy`, on the real `images` of an npz file, or on both;
-    `settings.with_server_set` adds the configured server set. Interrupted, it leaves a checkpoint
-    from which the same call carries on. A model made from the same weights, images and settings
-    is left as it is. Raises `ConfigError` or `LedgerError`.
+    `settings.with_server_set` adds the configured server set. Every step is a line of `log_file`.
+    Interrupted, it leaves a checkpoint from which the same call carries on. A model made from the
+    same weights, images and settings is left as it is. Raises `ConfigError`, `LedgerError` or
+    `HardeningError`.
     """
     if name == FEDAVG:
         raise ConfigError(f"{FEDAVG!r} is the undefended model; choose another --name")
@@ -65,12 +75,16 @@ def run_harden(
         raise ConfigError("there is nothing to harden on: give --proxy, --images or both")
 
     start, start_sha256 = workspace.weights(FEDAVG)
+    rounds: list[int] = []
+    if settings.label_source == "ensemble":
+        rounds = ensemble_rounds(workspace.ledger.latest_round(), settings)
     lineage = {
         "stage": "harden",
         "run": workspace.ledger.run,
         "start": start_sha256,
         "proxy": None if proxy is None else {"name": proxy, "sha256": proxy_sha256},
         "images": real_sha256,
+        "teachers": [workspace.ledger.aggregate_blob(number).sha256 for number in rounds],
         "settings": settings.to_dict(),
     }
     path = workspace.path("model", name)
@@ -78,49 +92,52 @@ def run_harden(
         log.info("model %s is made already: %s", name, path)
         return path
 
-    def report(state: HardenProgress) -> None:
-        text = f"loss {state.adversarial_loss:.3f} attacked, {state.clean_loss:.3f} clean"
-        progress(state.step, state.steps, text)
+    history = HardenLog(log_file)
 
-    pixels, labels = _training_set(
-        proxy_set,
-        real,
-        soft=settings.label_source == "learned",
-        classes=workspace.ledger.spec.classes,
-    )
+    def report(state: HardenProgress) -> None:
+        history.append(state)
+        progress(state.step, state.steps, _summary(state))
+
+    if proxy_set is not None:
+        learned = settings.label_source == "learned"
+        pixels, beside = proxy_set.images, real
+        labels: Labels = proxy_set.labels if learned else proxy_set.hard_labels
+    elif real is not None:
+        pixels, beside, labels = real.images, None, real.labels
     checkpoint = workspace.checkpoint("model", name, lineage)
     result = harden(
         workspace.ledger.spec,
         start,
         pixels,
         labels,
+        real=beside,
         config=settings,
+        teacher=[workspace.ledger.aggregate_weights(number) for number in rounds] or None,
         checkpoint=checkpoint,
         progress=report,
         device=device,
     )
+    history.write(result.history)
+    if result.best_step is not None:
+        log.info("model %s: the weights of step %d were the best", name, result.best_step)
     write_durably(path, encode_weights(result.weights, workspace.ledger.layout))
     workspace.record("model", name, lineage)
     checkpoint.unlink(missing_ok=True)
     return path
 
 
-def _training_set(
-    proxy: ProxySet | None, real: Dataset | None, *, soft: bool, classes: int
-) -> tuple[npt.NDArray[np.float32], Labels]:
-    """Return images and labels of both sources; soft labels of a real image are its class.
+def ensemble_rounds(latest: int, settings: HardenSettings) -> list[int]:
+    """Return the rounds whose aggregates are the teachers, in order, the newest last."""
+    first = round(settings.ensemble_from * latest)
+    points = np.linspace(latest, first, settings.ensemble_size).round().astype(int)
+    return sorted({int(point) for point in points})
 
-    Beside a proxy set the real images are repeated until they are about as many: measured better
-    than once each (docs/robustness.md).
-    """
-    if proxy is not None and real is not None:
-        times = max(1, round(len(proxy.images) / len(real)))
-        real = real.subset(np.tile(np.arange(len(real)), times))
-    pixels = [source.images for source in (proxy, real) if source is not None]
-    if soft:
-        learned = [] if proxy is None else [proxy.labels]
-        given = [] if real is None else [np.eye(classes, dtype=np.float32)[real.labels]]
-        return np.concatenate(pixels), np.concatenate(learned + given)
-    made_for = [] if proxy is None else [proxy.hard_labels]
-    given_classes = [] if real is None else [real.labels]
-    return np.concatenate(pixels), np.concatenate(made_for + given_classes)
+
+def _summary(state: HardenProgress) -> str:
+    """Return one line's worth of a step."""
+    text = f"loss {state.adversarial_loss:.3f} attacked"
+    if state.clean_loss is not None:
+        text += f", {state.clean_loss:.3f} clean"
+    if state.held_out_accuracy is not None:
+        text += f", {100 * state.held_out_accuracy:.1f} % robust on the held-out part"
+    return text
