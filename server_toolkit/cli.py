@@ -26,6 +26,7 @@ GROUPS = (
     "devices",
     "broker",
     "serve",
+    "simulate",
     "status",
     "trajectories",
     "distill",

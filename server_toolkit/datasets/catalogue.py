@@ -19,8 +19,8 @@ DATASETS = ("mnist", "fashion_mnist", "cifar10", "digits", "folder:PATH")
 FOLDER = "folder:"
 DIGITS_SIDE = 16  # the 8x8 digits, bilinearly enlarged
 DIGITS_TEST_SHARE = 0.25
-IDX_PARTS = {"train": "train", "test": "t10k"}
 
+_Loader = Callable[[Path], tuple[Dataset, Dataset]]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 USUAL: dict[str, Statistics] = {  # mean and deviation of the training images, rounded
     "mnist": ((0.1307,), (0.3081,)),
@@ -49,7 +49,7 @@ def load_dataset(name: str, directory: Path | None = None, *, seed: int = 0) -> 
     elif directory is None:
         raise ConfigError(f"{name} is read from files; say in which directory they are")
     else:
-        train, test = _PUBLISHED[name](directory, name)
+        train, test = _load_published(name, directory)
     return ImageData(name, train, test, *USUAL[name])
 
 
@@ -61,35 +61,48 @@ def _digits(seed: int) -> tuple[Dataset, Dataset]:
     return whole.subset(train), whole.subset(test)
 
 
-def _idx(directory: Path, name: str) -> tuple[Dataset, Dataset]:
-    first = f"{IDX_PARTS['train']}-images-idx3-ubyte"
-    places = [directory / name, directory / name / "raw", directory]
-    folder = _place(places, (first, f"{first}.gz"), f"the four files of {name}")
+def _load_published(name: str, directory: Path) -> tuple[Dataset, Dataset]:
+    load, files, _ = _PUBLISHED[name]
+    place = _place(name, directory)
+    if place is None:
+        looked = ", ".join(str(p) for p in _places(name, directory))
+        raise ConfigError(f"{name} is not there: no {files[0]} in {looked}")
+    return load(place)
 
+
+def has_files(name: str, directory: Path) -> bool:
+    """Say whether `load_dataset` would find files of a published data set."""
+    return _place(name, directory) is not None
+
+
+def _idx(folder: Path) -> tuple[Dataset, Dataset]:
     def part(prefix: str) -> Dataset:
         images, labels = (f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
         return load_idx(folder / images, folder / labels, classes=10)
 
-    return part(IDX_PARTS["train"]), part(IDX_PARTS["test"])
+    return part("train"), part("t10k")
 
 
-def _cifar10(directory: Path, name: str) -> tuple[Dataset, Dataset]:
-    archive = "cifar-10-batches-bin"
-    places = [directory / name / archive, directory / name, directory / archive, directory]
-    return load_cifar10(_place(places, (TEST_BATCH,), "the binary version of CIFAR-10"))
+# How the files of a published set are read, a file that says they are there, and the folders that
+# its archive makes.
+_FIRST_IDX = "train-images-idx3-ubyte"
+_IDX = (_idx, (_FIRST_IDX, f"{_FIRST_IDX}.gz"), ("", "raw"))
+_PUBLISHED: dict[str, tuple[_Loader, tuple[str, ...], tuple[str, ...]]] = {
+    "mnist": _IDX,
+    "fashion_mnist": _IDX,
+    "cifar10": (load_cifar10, (TEST_BATCH,), ("", "cifar-10-batches-bin")),
+}
 
 
-def _place(places: list[Path], files: tuple[str, ...], what: str) -> Path:
-    """Return the first folder that holds one of the files."""
-    for place in places:
+def _places(name: str, directory: Path) -> list[Path]:
+    """Return where the files may be; first the folder of the set's name: two sets' are alike."""
+    _, _, folders = _PUBLISHED[name]
+    return [top / folder for top in (directory / name, directory) for folder in folders]
+
+
+def _place(name: str, directory: Path) -> Path | None:
+    _, files, _ = _PUBLISHED[name]
+    for place in _places(name, directory):
         if any((place / file).exists() for file in files):
             return place
-    looked = ", ".join(str(place) for place in places)
-    raise ConfigError(f"{what} are not there: no {files[0]} in {looked}")
-
-
-_PUBLISHED: dict[str, Callable[[Path, str], tuple[Dataset, Dataset]]] = {
-    "mnist": _idx,
-    "fashion_mnist": _idx,
-    "cifar10": _cifar10,
-}
+    return None

@@ -7,7 +7,7 @@ from models import ModelSpec
 from server_toolkit.errors import ConfigError
 from server_toolkit.simulate.local import LocalEngine
 from server_toolkit.simulate.native import NativeEngine
-from server_toolkit.simulate.settings import FederationSettings
+from server_toolkit.simulate.settings import Engine, FederationSettings
 
 # How many devices share a stack where the settings leave it open; docs/simulator.md says why.
 TOGETHER_ON_CPU, TOGETHER_ON_GPU = 1, 64
@@ -47,7 +47,7 @@ def make_engine(
     return NativeEngine(settings, program, attack_program)
 
 
-def chosen_engine(settings: FederationSettings) -> str:
+def chosen_engine(settings: FederationSettings) -> Engine:
     """Return "native" or "stacked": measured, the devices' runtime is the faster one on a CPU."""
     if settings.engine != "auto":
         return settings.engine
