@@ -11,10 +11,10 @@ import numpy.typing as npt
 from server_toolkit.report.figures import (
     COLOURS,
     Point,
+    as_svg,
     new_axes,
     one_image,
     robustness_by_epsilon,
-    as_svg,
 )
 from server_toolkit.report.page import document, escaped, point_cell
 from server_toolkit.report.robustness_words import (
@@ -220,13 +220,13 @@ def _examples(result: Result, model: Assessed) -> str:
 def _strongest(judgement: Judgement) -> Outcome | None:
     """Return the attack that left the fewest images, of those with an example to show."""
     shown = [outcome for outcome in judgement.outcomes if outcome.examples]
-    return min(shown, key=lambda outcome: overall(outcome.correct).correct, default=None)
+    return min(shown, key=lambda outcome: overall(outcome.correct).value, default=None)
 
 
 def _varied(examples: Sequence[Example], judgement: Judgement) -> list[Example]:
     """Return a few examples, of as many classes as possible."""
     seen: dict[int, int] = {}
-    turns = []
+    turns: list[tuple[int, int]] = []
     for example in examples:
         label = int(judgement.labels[example.index])
         turns.append((seen.setdefault(label, 0), label))
@@ -236,7 +236,7 @@ def _varied(examples: Sequence[Example], judgement: Judgement) -> list[Example]:
 
 
 def _scale(image: npt.NDArray[np.float32]) -> int:
-    return max(1, 96 // image.shape[-1])
+    return max(1, 96 // int(image.shape[-1]))
 
 
 def _autoattack(result: Result) -> str:
@@ -272,8 +272,8 @@ def _glossary(result: Result) -> str:
     )
     return (
         f"<ul>{items}</ul><p>An image counts as right under an attack if the model answers both "
-        "the clean and the attacked image rightly; “all together” asks that of every attack at once. "
-        "The attacker knows the model and its weights, unless a column says otherwise.</p>"
+        "the clean and the attacked image rightly; “all together” asks that of every attack at "
+        "once. The attacker knows the model and its weights, unless a column says otherwise.</p>"
     )
 
 

@@ -25,7 +25,7 @@ from server_toolkit.robust.evaluation.judgement import CLEAN, Norm
 from server_toolkit.robust.evaluation.kept import KeptBatches
 from server_toolkit.stages.evaluate import Judge
 from server_toolkit.stages.subjects import Subject
-from server_toolkit.stages.workspace import FEDAVG, Progress
+from server_toolkit.stages.workspace import FEDAVG, Progress, Workspace
 
 FORMAT, VERSION = "trajsyn-evaluation", 1
 KEPT_FOLDER = "evaluations/kept"
@@ -140,8 +140,10 @@ def drawn(judge: Judge, count: int, *, seed: int) -> Judge:
     return replace(judge, name=name, images=judge.images[chosen], labels=judge.labels[chosen])
 
 
-def default_keep() -> Path:
-    """Return where finished batches are kept outside of a fleet directory: the user's cache."""
+def keep_folder(workspace: Workspace | None) -> Path:
+    """Return where finished batches are kept: in the fleet directory, else the user's cache."""
+    if workspace is not None:
+        return workspace.ledger.directory / KEPT_FOLDER
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "trajsyn" / "evaluations"
 

@@ -54,12 +54,17 @@ def is_file(model: str) -> bool:
     return model.endswith(SUFFIXES)
 
 
-def fleet_subjects(workspace: Workspace, name: str) -> list[Subject]:
-    """Return a fleet model and the two ONNX files that are made of it, these with its gradients."""
+def fleet_subjects(
+    workspace: Workspace, name: str, *, surrogate: Subject | None = None
+) -> list[Subject]:
+    """Return a fleet model and the two ONNX files that are made of it, these with its gradients.
+
+    `surrogate` lends its own to all three instead.
+    """
     weights, sha256 = workspace.weights(name)
     settings = workspace.model_lineage(name).get("settings", {})
     torch_model = _torch_subject(name, workspace.ledger.spec, weights, sha256)
-    torch_model = replace(torch_model, trained_epsilon=settings.get("epsilon"))
+    torch_model = replace(torch_model, trained_epsilon=settings.get("epsilon"), surrogate=surrogate)
     pair, _ = export_model(workspace, name)
     files: list[tuple[Kind, bytes]] = [("onnx_fp32", pair.fp32), ("onnx_int8", pair.int8)]
     return [
@@ -70,7 +75,7 @@ def fleet_subjects(workspace: Workspace, name: str) -> list[Subject]:
                 kind=kind,
                 sha256=hashlib.sha256(data).hexdigest(),
                 model=OnnxLogits(data),
-                surrogate=torch_model,
+                surrogate=surrogate or torch_model,
             )
             for kind, data in files
         ),
@@ -78,11 +83,11 @@ def fleet_subjects(workspace: Workspace, name: str) -> list[Subject]:
 
 
 def file_subject(
-    path: Path, *, description: Path | None = None, surrogate: Subject | None = None
+    path: Path, *, network: Path | None = None, surrogate: Subject | None = None
 ) -> Subject:
     """Return the model in a .safetensors or .onnx file.
 
-    The network of a .safetensors file is read from `description`, else from the .toml or .json file
+    The network of a .safetensors file is read from `network`, else from the .toml or .json file
     of the same name beside it, else from the server.toml of the fleet directory that it lies in. An
     .onnx file in a fleet directory gets the gradients of the torch model that it was exported from,
     unless `surrogate` is given. Raises `ConfigError` naming the file.
@@ -93,7 +98,7 @@ def file_subject(
         raise ConfigError(f"{path}: {error.strerror}") from error
     if path.suffix == ".onnx":
         return _onnx_subject(path, data, surrogate or _exported_from(path, data))
-    spec = read_description(description or _description_of(path))
+    spec = read_description(network or _description_of(path))
     try:
         weights = decode_weights(data, layout_of(spec))
     except ProtocolError as error:

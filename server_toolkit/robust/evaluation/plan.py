@@ -40,6 +40,14 @@ class Planned:
     source: Source
 
 
+def parse_norm(text: str) -> Norm:
+    """Return "linf" or "l2"; raises `ConfigError`."""
+    for norm in PRESETS:
+        if text == norm:
+            return norm
+    raise ConfigError(f"unknown norm {text!r:.40}; choose {' or '.join(PRESETS)}")
+
+
 def parse_attacks(text: str, norm: Norm) -> tuple[str, ...]:
     """Return the attacks of "quick", "standard" or a list with commas; raises `ConfigError`."""
     presets = PRESETS[norm]
