@@ -1,19 +1,24 @@
-"""The trajectory-matching loss and its exact gradient, with the graph of one student step."""
+"""The trajectory-matching loss and its exact gradient, in the memory of one student step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
-from torch.nn.functional import log_softmax
 
-from models import ModelSpec
-from models.networks import build_model
 from server_toolkit.distill.augmentation import Transform
+from server_toolkit.distill.flat_network import FlatNetwork
+
+__all__ = [
+    "FlatNetwork",
+    "MatchGradient",
+    "Student",
+    "match_each",
+    "match_gradient",
+    "match_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -56,37 +61,6 @@ def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
-class FlatNetwork:
-    """A network as a function of one flat parameter vector, differentiable any number of times."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        # Only the structure of the module is used; its own parameters never are.
-        self._module = build_model(spec, seed=0).to(device=device, dtype=dtype)
-        self._names = [name for name, _ in self._module.named_parameters()]
-        self._shapes = [p.shape for p in self._module.parameters()]
-        self._sizes = [p.numel() for p in self._module.parameters()]
-
-    def logits(self, flat: Tensor, images: Tensor) -> Tensor:
-        """Return `(N, classes)` for weights `(size,)` and images `(N, C, H, W)` in [0, 1]."""
-        pieces = torch.split(flat, self._sizes)
-        weights = {
-            name: piece.view(shape)
-            for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
-        }
-        return cast(Tensor, functional_call(self._module, weights, (images,)))
-
-    def loss(self, flat: Tensor, images: Tensor, label_logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy against the soft labels `softmax(label_logits)`."""
-        log_probabilities = log_softmax(self.logits(flat, images), dim=1)
-        return -(label_logits.softmax(dim=1) * log_probabilities).sum(dim=1).mean()
-
-
 def match_gradient(
     network: FlatNetwork,
     *,
@@ -107,13 +81,13 @@ def match_gradient(
     `batches[k]` holds the indices of S_k, `augment[k]` what its images go through.
 
     The forward sweep keeps the K weight vectors, never a graph. The reverse sweep carries
-    λ_k = ∂L/∂θ_k and u_k = λ_{k+1} + μ u_{k+1} and rebuilds one step at a time: the gradient of
-    ⟨u_k, ∇_θ ℓ(θ_k, S_k)⟩ gives the part of images and labels and the Hessian-vector product of
-    λ_k = λ_{k+1} − α H_k u_k together. TESLA (Cui et al. 2023) holds θ_k constant there and so
-    drops H_k; this does not.
+    λ_k = ∂L/∂θ_k and u_k = λ_{k+1} + μ u_{k+1}, one step at a time: the derivative of the gradients
+    of ℓ along u_k gives the part of images and labels and the Hessian-vector product of
+    λ_k = λ_{k+1} − α H_k u_k together (`FlatNetwork.gradient_along`). TESLA (Cui et al. 2023) holds
+    θ_k constant there and so drops H_k; this does not.
     """
     student = Student(start, target, batches, augment)
-    return match_gradients(
+    (match,) = match_each(
         network,
         students=[student],
         images=images,
@@ -121,6 +95,7 @@ def match_gradient(
         step_size=step_size,
         momentum=momentum,
     )
+    return match
 
 
 def match_gradients(
@@ -131,62 +106,102 @@ def match_gradients(
     label_logits: Tensor,
     step_size: float,
     momentum: float = 0.0,
+    together: bool | None = None,
 ) -> MatchGradient:
-    """Return the mean of `match_gradient` over several students of the same images."""
-    parts = [
-        _one_student(network, student, images, label_logits, step_size, momentum)
-        for student in students
-    ]
-    count = len(parts)
+    """Return the mean of `match_each` over the students."""
+    matches = match_each(
+        network,
+        students=students,
+        images=images,
+        label_logits=label_logits,
+        step_size=step_size,
+        momentum=momentum,
+        together=together,
+    )
+    count = len(matches)
     return MatchGradient(
-        loss=sum(part.loss for part in parts) / count,
-        images=torch.stack([part.images for part in parts]).mean(dim=0),
-        label_logits=torch.stack([part.label_logits for part in parts]).mean(dim=0),
-        step_size=sum(part.step_size for part in parts) / count,
+        loss=sum(match.loss for match in matches) / count,
+        images=torch.stack([match.images for match in matches]).mean(dim=0),
+        label_logits=torch.stack([match.label_logits for match in matches]).mean(dim=0),
+        step_size=sum(match.step_size for match in matches) / count,
     )
 
 
-def _one_student(
+def match_each(
     network: FlatNetwork,
-    student: Student,
+    *,
+    students: Sequence[Student],
+    images: Tensor,
+    label_logits: Tensor,
+    step_size: float,
+    momentum: float = 0.0,
+    together: bool | None = None,
+) -> list[MatchGradient]:
+    """Return `match_gradient` of several students of the same images, in their order.
+
+    `together` trains all students whose batches have the same sizes in one, each in a group of
+    channels of its own; by default on every device but the CPU, where it is no faster and takes as
+    many times the memory. Raises `ValueError` for no students.
+    """
+    if not students:
+        raise ValueError("there are no students to match; give at least one")
+    if together is None:
+        together = images.device.type not in ("cpu", "meta")
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, student in enumerate(students):
+        sizes = tuple(len(batch) for batch in student.batches)
+        groups.setdefault(sizes if together else (index,), []).append(index)
+    found: dict[int, MatchGradient] = {}
+    for indices in groups.values():
+        group = [students[index] for index in indices]
+        matches = _match_group(network, group, images, label_logits, step_size, momentum)
+        found.update(zip(indices, matches, strict=True))
+    return [found[index] for index in range(len(students))]
+
+
+def _match_group(
+    network: FlatNetwork,
+    students: Sequence[Student],
     images: Tensor,
     label_logits: Tensor,
     step_size: float,
     momentum: float,
-) -> MatchGradient:
-    steps = student.steps()
-    path = [student.start]
-    velocity = torch.zeros_like(student.start)
-    for batch, transform in steps:
-        theta = path[-1].detach().requires_grad_()
-        loss = network.loss(theta, transform(images[batch]), label_logits[batch])
-        (gradient,) = torch.autograd.grad(loss, theta)
-        velocity = momentum * velocity + gradient
-        path.append(theta.detach() - step_size * velocity)
+) -> list[MatchGradient]:
+    """Match S students with equal batch sizes at once; flat weights here are `(S, size)`."""
+    steps = list(zip(*(student.steps() for student in students), strict=True))
+    start = torch.stack([student.start for student in students])
+    target = torch.stack([student.target for student in students])
 
-    distance = (student.start - student.target).square().sum()
-    error = path[-1] - student.target
-    adjoint = 2 * error / distance
+    path = [start]
+    velocity = torch.zeros_like(start)
+    for step in steps:
+        x = torch.stack([transform(images[batch]) for batch, transform in step])
+        z = torch.stack([label_logits[batch] for batch, _ in step])
+        velocity = momentum * velocity + network.gradient(path[-1], x, z)
+        path.append(path[-1] - step_size * velocity)
+
+    distance = (start - target).square().sum(dim=1)
+    error = path[-1] - target
+    losses = error.square().sum(dim=1) / distance
+    adjoint = 2 * error / distance[:, None]
     carried = torch.zeros_like(adjoint)
-    grad_images = torch.zeros_like(images)
-    grad_labels = torch.zeros_like(label_logits)
-    grad_step = 0.0
-    for (batch, transform), theta in zip(reversed(steps), reversed(path[:-1]), strict=True):
-        theta = theta.detach().requires_grad_()
-        x = images[batch].detach().requires_grad_()
-        z = label_logits[batch].detach().requires_grad_()
-        loss = network.loss(theta, transform(x), z)
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    grad_images = images.new_zeros(len(students), *images.shape)
+    grad_labels = label_logits.new_zeros(len(students), *label_logits.shape)
+    grad_step = images.new_zeros(len(students))
+    for step, weights in zip(reversed(steps), reversed(path[:-1]), strict=True):
+        leaves = [images[batch].detach().requires_grad_() for batch, _ in step]
+        seen = [transform(x) for (_, transform), x in zip(step, leaves, strict=True)]
+        z = torch.stack([label_logits[batch] for batch, _ in step])
         carried = adjoint + momentum * carried
-        slope = torch.dot(carried, gradient)
-        hessian_carried, slope_x, slope_z = torch.autograd.grad(slope, (theta, x, z))
-        grad_images.index_add_(0, batch, slope_x, alpha=-step_size)
-        grad_labels.index_add_(0, batch, slope_z, alpha=-step_size)
-        grad_step -= slope.item()
-        adjoint = adjoint - step_size * hessian_carried
-    return MatchGradient(
-        loss=(error.square().sum() / distance).item(),
-        images=grad_images,
-        label_logits=grad_labels,
-        step_size=grad_step,
-    )
+        along = network.gradient_along(weights, carried, torch.stack(seen).detach(), z)
+        for index, (batch, _) in enumerate(step):
+            (pixels,) = torch.autograd.grad(seen[index], leaves[index], along.images[index])
+            grad_images[index].index_add_(0, batch, pixels, alpha=-step_size)
+            grad_labels[index].index_add_(0, batch, along.label_logits[index], alpha=-step_size)
+        grad_step -= along.slope
+        adjoint = adjoint - step_size * along.weights
+    step_parts = grad_step.tolist()
+    return [
+        MatchGradient(loss, grad_images[index], grad_labels[index], step_parts[index])
+        for index, loss in enumerate(losses.tolist())
+    ]

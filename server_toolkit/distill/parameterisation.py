@@ -113,7 +113,8 @@ class Fourier(Parameterisation):
         logits = images.clamp(SATURATED, 1 - SATURATED).logit()
         unmix = torch.linalg.inv(self._mix).to(images)
         spectrum = torch.fft.rfft2(torch.einsum("kc,nchw->nkhw", unmix, logits), norm="ortho")
-        return torch.view_as_real(spectrum) / self._amplitude.to(images)
+        parameters: Tensor = torch.view_as_real(spectrum) / self._amplitude.to(images)
+        return parameters
 
     def pixels(self, parameters: Tensor) -> Tensor:
         """Return `(N, C, H, W)` strictly between 0 and 1."""
