@@ -62,11 +62,11 @@ def _goals(results: Results) -> list[Goal]:
 def _work(pieces: Sequence[Piece], store: Store) -> dict[str, Any]:
     """Return what was done and what it took, by kind of piece."""
     kinds: dict[str, dict[str, float]] = {}
-    software = set()
+    made_with = set()
     for piece in pieces:
         if store.done(piece):
             record = store.record(piece)
-            software.add(record.software)
+            made_with.add(f"{record.software} on {record.device}")
             kind = kinds.setdefault(piece.kind, {"pieces": 0, "cpu_s": 0.0, "wall_s": 0.0})
             kind["pieces"] += 1
             kind["cpu_s"] += record.cpu_s
@@ -77,7 +77,7 @@ def _work(pieces: Sequence[Piece], store: Store) -> dict[str, Any]:
         "cpu_s": sum(kind["cpu_s"] for kind in kinds.values()),
         "wall_s": sum(kind["wall_s"] for kind in kinds.values()),
         "by_kind": kinds,
-        "software": sorted(software),
+        "made_with": sorted(made_with),
     }
 
 

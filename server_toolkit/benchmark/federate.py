@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from edge_sdk.export import attack_program, training_program
+from edge_sdk.runtime import ProgramFile
 from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.partition import make_partition
+from models import ModelSpec
 from models.layout import Flat
 from models.networks import build_model, flat_parameters
 from server_toolkit.benchmark.piece import Piece
@@ -17,6 +21,7 @@ from server_toolkit.benchmark.store import Outcome, Store
 from server_toolkit.benchmark.workplace import Workplace
 from server_toolkit.distill.tensor_file import Array, read_tensor_file, write_tensor_file
 from server_toolkit.simulate import Federation, FederationSettings, RoundResult
+from server_toolkit.simulate.engines import chosen_engine
 
 MAX_CHECKPOINT_BYTES = 2**34
 CHECKPOINT_EVERY_S = 20.0
@@ -33,7 +38,7 @@ def compute_federate(place: Workplace) -> Outcome:
     settings = place.piece.settings
     begin, end = settings["rounds"]
     fleet, inputs = settings["fleet"], place.piece.inputs
-    federation = Federation(place.spec, shards_of(place), _federation_settings(place))
+    federation = _federation(place)
     path: dict[str, Array] = {f"global/{begin}": _first_weights(place)}
     if "state" in inputs:
         _load_state(federation, place.store.tensors(inputs["state"]))
@@ -48,12 +53,13 @@ def compute_federate(place: Workplace) -> Outcome:
         if settings["keep_devices"]:
             base = path[f"global/{number}"]
             path |= {f"device/{c.device}/{number}": base + c.update for c in result.clients}
-        if time.perf_counter() - saved_s > CHECKPOINT_EVERY_S and number + 1 < end:
+        due = place.time_is_up or time.perf_counter() - saved_s > CHECKPOINT_EVERY_S
+        if due and number + 1 < end:
             tensors = path | _state(federation)
             fields = {"round": number + 1, "totals": totals}
             write_tensor_file(place.store.checkpoint(place.piece), tensors, fields)
             saved_s = time.perf_counter()
-            place.tick(saved=True)
+            place.tick()
     return Outcome(totals, path | _state(federation))
 
 
@@ -79,6 +85,27 @@ def shards_of(place: Workplace) -> list[Dataset]:
         alpha=float(alpha or 1),
     )
     return [devices.subset(shares[name]) for name in names]
+
+
+def _federation(place: Workplace) -> Federation:
+    settings = _federation_settings(place)
+    programs: dict[str, ProgramFile] = {}
+    if chosen_engine(settings) == "native":
+        programs["program"] = _training_program(place.spec, settings.micro_batch)
+        if settings.objective == "pgd":
+            programs["attack_program"] = _attack_program(place.spec, settings.micro_batch)
+    return Federation(place.spec, shards_of(place), settings, **programs)
+
+
+# Exporting takes seconds, and a worker trains the same few networks again and again.
+@lru_cache(maxsize=4)
+def _training_program(spec: ModelSpec, micro_batch: int) -> ProgramFile:
+    return training_program(spec, micro_batch=micro_batch)
+
+
+@lru_cache(maxsize=4)
+def _attack_program(spec: ModelSpec, micro_batch: int) -> ProgramFile:
+    return attack_program(spec, micro_batch=micro_batch)
 
 
 def _federation_settings(place: Workplace) -> FederationSettings:
@@ -122,7 +149,7 @@ def _state(federation: Federation) -> dict[str, Array]:
 
 def _load_state(federation: Federation, tensors: dict[str, Array]) -> None:
     prefix = "state/"
-    federation.load_state(
+    federation.restore(
         {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
     )
 

@@ -27,7 +27,7 @@ def find_warnings(
     failures: Sequence[tuple[str, str]],
 ) -> list[str]:
     """Return sentences, the gravest first."""
-    warnings = [f"{label} failed: {error}" for label, error in failures]
+    warnings = list(_failures(failures))
     if work["done"] < work["total"]:
         warnings.append(
             f"Unfinished: {work['done']} of {work['total']} pieces of work are done, so arms and "
@@ -36,12 +36,20 @@ def find_warnings(
     for place in results.places():
         warnings += _at(results, place)
     warnings += remarks
-    if len(work["software"]) > 1:
-        warnings.append(
-            f"Made by different versions of the software: {', '.join(work['software'])}."
-        )
+    if len(work["made_with"]) > 1:
+        warnings.append(f"Not all made alike: {'; '.join(work['made_with'])}.")
     warnings += _precision(list(results.rows.values()))
     return warnings
+
+
+def _failures(failures: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield one sentence an error; many pieces may fail for one reason."""
+    by_error: dict[str, list[str]] = {}
+    for label, error in failures:
+        by_error.setdefault(error, []).append(label)
+    for error, labels in by_error.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        yield f"{labels[0]}{more} failed: {error}"
 
 
 def _at(results: Results, place: Place) -> Iterator[str]:

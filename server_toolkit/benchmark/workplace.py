@@ -86,19 +86,22 @@ class Workplace:
             self._before[1] + time.perf_counter() - self._wall_s,
         )
 
-    def tick(self, *, saved: bool = False) -> None:
-        """Note the time; raise `OutOfTimeError` where none is left.
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the piece should stop at its next checkpoint."""
+        stop_at_s = self._workshop.stop_at_s
+        return stop_at_s is not None and time.monotonic() > stop_at_s
 
-        `saved` says that a checkpoint was just written, so that nothing is lost by stopping now;
-        code that does not know calls it as often as it can.
+    def tick(self) -> None:
+        """Note the time now and then; raise `OutOfTimeError` where none is left.
+
+        To be called as often as it can, best just after a checkpoint.
         """
         now_s = time.perf_counter()
-        if saved or now_s - self._noted_s >= NOTE_EVERY_S:
+        if self.time_is_up or now_s - self._noted_s >= NOTE_EVERY_S:
             self.store.note_spent(self.piece, *self.spent())
             self._noted_s = now_s
-        stop_at_s = self._workshop.stop_at_s
-        if stop_at_s is not None and time.monotonic() > stop_at_s:
-            self.store.note_spent(self.piece, *self.spent())
+        if self.time_is_up:
             raise OutOfTimeError
 
 

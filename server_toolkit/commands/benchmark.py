@@ -210,9 +210,11 @@ def _show_result(document: dict[str, Any]) -> None:
         key = (row["dataset"], row["network"], row["partition"], row["epsilon"])
         places.setdefault(key, []).append(row)
     for (dataset, network, partition, epsilon), rows in places.items():
-        table = Table(title=f"{dataset}, {network}, {partition}, ε = {epsilon:.4g}")
-        for heading in ("arm", "clean, %", "PGD, %", "AutoAttack, %", "recovery", "device cost"):
-            table.add_column(heading, justify="left" if heading == "arm" else "right")
+        place = f"{dataset}, {network}, {partition}, ε = {epsilon:.4g}"
+        table = Table(title=f"{place}: accuracy, %")
+        table.add_column("arm (real images a class)", no_wrap=True)
+        for heading in ("clean", "PGD", "AutoAttack", "recovery", "devices"):
+            table.add_column(heading, justify="right")
         for row in rows:
             table.add_row(row["title"], *(_cell(m) for m in row["measures"].values()), *_ends(row))
         console.print(table)
