@@ -1,41 +1,30 @@
-"""What a model is hardened on: the proxy set, real images, or both in like numbers."""
+"""The settings that hardening takes from a run."""
 
-import numpy as np
 import pytest
 
-from edge_sdk.training.dataset import Dataset
-from models import ModelSpec
-from server_toolkit.distill.proxy_set import ProxySet
-from server_toolkit.stages.harden import _training_set
-
-SPEC = ModelSpec(channels=1, image_size=8, classes=2, width=4, depth=2, mean=(0.0,), std=(1.0,))
+from server_toolkit.errors import ConfigError
+from server_toolkit.stages.harden import HardenSettings, ensemble_rounds
 
 
-def proxy(count):
-    hard = np.arange(count) % 2
-    labels = np.where(np.eye(2)[hard] > 0, 0.75, 0.25).astype(np.float32)
-    images = np.full((count, 1, 8, 8), 0.25, np.float32)
-    return ProxySet(
-        images=images, labels=labels, hard_labels=hard, step_size=0.1, spec=SPEC, metadata={}
-    )
+@pytest.mark.parametrize(
+    ("latest", "size", "share", "rounds"),
+    [
+        (12, 4, 0.5, [6, 8, 10, 12]),
+        (12, 1, 0.5, [12]),
+        (20, 3, 0.0, [0, 10, 20]),
+        (3, 10, 0.5, [2, 3]),
+        (0, 4, 0.5, [0]),
+        (12, 3, 1.0, [12]),
+    ],
+)
+def test_teachers_are_spread_over_the_end_of_the_path(latest, size, share, rounds):
+    settings = HardenSettings(ensemble_size=size, ensemble_from=share)
+    assert ensemble_rounds(latest, settings) == rounds
 
 
-def real(count):
-    return Dataset(np.full((count, 1, 8, 8), 0.5, np.float32), np.arange(count) % 2, 2)
-
-
-@pytest.mark.parametrize(("synthetic", "own", "times"), [(20, 10, 2), (20, 4, 5), (4, 10, 1)])
-def test_real_images_are_repeated_to_about_the_number_of_synthetic_ones(synthetic, own, times):
-    images, labels = _training_set(proxy(synthetic), real(own), soft=False, classes=2)
-    assert len(images) == len(labels) == synthetic + times * own
-    assert (images == 0.5).all(axis=(1, 2, 3)).sum() == times * own
-
-
-def test_either_source_alone_is_taken_once():
-    assert len(_training_set(None, real(10), soft=False, classes=2)[0]) == 10
-    assert len(_training_set(proxy(6), None, soft=False, classes=2)[0]) == 6
-
-
-def test_soft_labels_are_learned_for_synthetic_images_and_certain_for_real_ones():
-    _, labels = _training_set(proxy(2), real(2), soft=True, classes=2)
-    assert labels.tolist() == [[0.75, 0.25], [0.25, 0.75], [1, 0], [0, 1]]
+@pytest.mark.parametrize(
+    "field", [dict(ensemble_size=0), dict(ensemble_from=1.5), dict(objective="other")]
+)
+def test_setting_out_of_range_is_named(field):
+    with pytest.raises(ConfigError, match=next(iter(field))):
+        HardenSettings(**field)

@@ -1,8 +1,12 @@
-"""Small models whose robustness is a formula."""
+"""Small models: one whose robustness is a formula, a sound one, and ones that mislead attacks."""
 
 import numpy as np
 import torch
 from torch import nn
+
+CLASSES, SIDE = 4, 6
+EPSILON = 0.06
+GRID = 1 / 8  # the pixels of all blobs are multiples of it
 
 
 def threshold_model():
@@ -16,3 +20,65 @@ def threshold_model():
 
 def grey(levels):
     return np.stack([np.full((1, 2, 2), level, np.float32) for level in levels])
+
+
+def blobs(count, *, seed):
+    """Noisy copies of a prototype a class: images (N, 1, 6, 6) on a coarse grid, and labels."""
+    prototypes = np.random.default_rng(0).uniform(0.3, 0.7, (CLASSES, 1, SIDE, SIDE))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % CLASSES
+    images = prototypes[labels] + rng.normal(0, 0.12, (count, 1, SIDE, SIDE))
+    return (np.clip(np.round(images / GRID), 0, 8) * GRID).astype(np.float32), labels
+
+
+def sound_model():
+    """A small network, trained on attacked blobs, that masks nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(SIDE * SIDE, 16), nn.ReLU(), nn.Linear(16, CLASSES)
+    )
+    images, labels = (torch.from_numpy(a) for a in blobs(400, seed=1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(120):
+        moved = (images + 0.05 * torch.randn(images.shape)).clamp(0, 1)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(moved), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def saturated(model):
+    """Logits so large that the softmax is exact and the cross-entropy has no slope."""
+    return lambda x: 1e5 * model(x)
+
+
+def quantised(model):
+    """Pixels rounded before the model sees them: no slope anywhere."""
+    return lambda x: model(torch.round(x / GRID) * GRID)
+
+
+def alive_where(model, alive):
+    """The model's outputs, which carry a slope only at images (N, C, H, W) that are `alive` (N,)."""
+
+    def outputs(x):
+        logits = model(x)
+        return torch.where(alive(x)[:, None], logits, logits.detach())
+
+    return outputs
+
+
+def off_grid(x):
+    """How far the pixels lie from the grid of the clean images, on average, (N,)."""
+    return (x - torch.round(x / GRID) * GRID).abs().flatten(1).mean(1).detach()
+
+
+class LateGradient:
+    """A model whose slope points backwards on the first steps of every walk."""
+
+    def __init__(self, model, *, steps):
+        self.model, self.steps, self.walked = model, steps, 0
+
+    def __call__(self, x):
+        self.walked = self.walked + 1 if torch.is_grad_enabled() and x.requires_grad else 0
+        logits = self.model(x)
+        return logits if self.walked > self.steps else 2 * logits.detach() - logits
