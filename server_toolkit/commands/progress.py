@@ -45,15 +45,30 @@ def show_progress(title: str) -> Iterator[Progress]:
 
 def _log_lines(title: str) -> Progress:
     shown_s = 0.0
+    first: tuple[int, float] | None = None
 
     def update(done: int, total: int, text: str) -> None:
-        nonlocal shown_s
+        nonlocal shown_s, first
         now = time.monotonic()
+        first = first or (done, now)
         if done == total or now - shown_s >= LINE_EVERY_S:
             shown_s = now
-            log.info("%s: %d of %d, %s", title, done, total, text)
+            left = time_left(first, (done, now), total)
+            log.info("%s: %d of %d, %s%s", title, done, total, text, left)
 
     return update
+
+
+def time_left(first: tuple[int, float], now: tuple[int, float], total: int) -> str:
+    """Return ", about 3 min left" from two (done, seconds), or nothing where that is unknown.
+
+    What a resumed stage had done before it began does not count as fast work.
+    """
+    done, seconds = now[0] - first[0], now[1] - first[1]
+    if done <= 0 or now[0] >= total:
+        return ""
+    left_s = seconds / done * (total - now[0])
+    return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
 
 
 def interrupt_on_sigterm() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Annotated, Any
 
@@ -95,6 +96,22 @@ def show(
             f"{row['round']:>5} {row['norm']:>10.4f} {row['step']:>10.4f} "
             f"{row['from_start']:>11.4f}"
         )
+
+
+@trajectories.command()
+def statistics(*, as_json: JsonOption = False, config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Show how far and how surely the fleet moved in each round, and the window "auto" of it."""
+    from server_toolkit.commands.statistics_table import statistics_table
+    from server_toolkit.distill.windows import choose_window, round_statistics
+
+    paths = Ledger.open(load_config(config).directory).trajectories()
+    rows = round_statistics(paths)
+    window = choose_window("auto", paths)
+    if as_json:
+        found = {"rounds": [row.to_dict() for row in rows], "window": dataclasses.asdict(window)}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(statistics_table(rows, window))
 
 
 @trajectories.command()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from models import ModelSpec, layout_of
@@ -41,8 +42,8 @@ class DistillProgress:
 
     `gradient_norms` are of "images" (their parameters), "label_logits" and "step_size" (its
     logarithm). `rate_scale` multiplies all learning rates. `event` tells of a divergence.
-    `snapshot()` gives the images `(N, C, H, W)` and labels `(N, classes)` as they would now be
-    saved.
+    `snapshot()` gives the images `(N, C, H, W)`, the labels `(N, classes)` and the classes `(N,)`
+    as they would now be saved.
     """
 
     iteration: int
@@ -54,7 +55,7 @@ class DistillProgress:
     rate_scale: float
     event: str | None
     seconds: float
-    snapshot: Callable[[], tuple[Images, Images]]
+    snapshot: Callable[[], tuple[Images, Images, npt.NDArray[np.int64]]]
 
 
 def distill(
@@ -117,7 +118,11 @@ def distill(
                     rate_scale=state.rate_scale,
                     event=event,
                     seconds=time.monotonic() - began_s,
-                    snapshot=lambda: (current_images(state, run), current_labels(state)),
+                    snapshot=lambda: (
+                        current_images(state, run),
+                        current_labels(state),
+                        hard_labels,
+                    ),
                 )
             )
         if (

@@ -15,7 +15,7 @@ from server_toolkit.distill.augmentation import draw_augmentations
 from server_toolkit.distill.checkpoint import DistillState
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.initial_images import Images
-from server_toolkit.distill.matching import FlatNetwork, MatchGradient, match_gradient
+from server_toolkit.distill.matching import FlatNetwork, MatchGradient, Student, match_each
 from server_toolkit.distill.parameterisation import (
     Fourier,
     LowResolution,
@@ -32,13 +32,14 @@ LOG_STEP_RANGE = (-10.0, 2.0)
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same over all iterations."""
+    """What stays the same over all iterations; `together` is that of `match_each`."""
 
     config: DistillConfig
     network: FlatNetwork
     segments: tuple[Segment, ...]
     parameterisation: Parameterisation
     ranks: Ranks = ALONE
+    together: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,17 @@ def iterate(state: DistillState, run: Run) -> tuple[tuple[SegmentMatch, ...], di
     step_size = values["log_step"].exp().item()
     drawn = [_draw(run, state.iteration, n) for n in range(config.segments_per_iteration)]
     mine = [drawn[n] for n in run.ranks.share(len(drawn))]
-    rows = run.ranks.gather(
-        torch.stack(
-            [
-                _as_row(
-                    _match(run, segment, rng, images, values["label_logits"], step_size), step_size
-                )
-                for segment, rng in mine
-            ]
-        )
+    matched = match_each(
+        run.network,
+        students=[_student(run, segment, rng, images) for segment, rng in mine],
+        images=images,
+        label_logits=values["label_logits"],
+        step_size=step_size,
+        momentum=config.student_momentum,
+        together=run.together,
     )
-    losses = rows[:, 0].tolist()
+    rows = run.ranks.gather(torch.stack([_as_row(match, step_size) for match in matched]))
+    losses = [row[0].item() for row in rows]
     kept = [config.skip_above is None or not loss > config.skip_above for loss in losses]
     state.iteration += 1
     state.losses.append(sum(losses) / len(losses))
@@ -138,29 +139,14 @@ def _draw(run: Run, iteration: int, number: int) -> tuple[Segment, np.random.Gen
     return open_now[int(rng.integers(len(open_now)))], rng
 
 
-def _match(
-    run: Run,
-    segment: Segment,
-    rng: np.random.Generator,
-    images: Tensor,
-    label_logits: Tensor,
-    step_size: float,
-) -> MatchGradient:
-    config = run.config
-    batches = _student_batches(len(images), config, rng, images.device)
-    augment = None
-    if config.augmentation:
-        augment = draw_augmentations(config.augmentation, steps=len(batches), rng=rng)
-    return match_gradient(
-        run.network,
+def _student(run: Run, segment: Segment, rng: np.random.Generator, images: Tensor) -> Student:
+    batches = _student_batches(len(images), run.config, rng, images.device)
+    families = run.config.augmentation
+    return Student(
         start=torch.from_numpy(segment.start).to(images.device),
         target=torch.from_numpy(segment.target).to(images.device),
-        images=images,
-        label_logits=label_logits,
-        step_size=step_size,
         batches=batches,
-        augment=augment,
-        momentum=config.student_momentum,
+        augment=draw_augmentations(families, steps=len(batches), rng=rng) if families else None,
     )
 
 

@@ -39,6 +39,11 @@ class Ranks:
         own = count // self.world
         return range(self.rank * own, (self.rank + 1) * own)
 
+    def sharing(self, device: str) -> int:
+        """Return how many of these processes take their memory from where this one does."""
+        on_gpu = torch.device(device).type == "cuda"
+        return 1 if on_gpu or self.world == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
     def gather(self, rows: Tensor) -> Tensor:
         """Return every process's rows `(n, ...)` one after another, `(world × n, ...)`.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from server_toolkit.distill.config import DistillConfig
+from server_toolkit.distill.start_kinds import needs_server_set
 from server_toolkit.stages.distill import run_distill
 from server_toolkit.stages.evaluate import find_judge, run_evaluate
 from server_toolkit.stages.harden import HardenSettings, run_harden
@@ -101,7 +102,7 @@ def distill_settings(workspace: Workspace) -> DistillConfig:
     arm = workspace.config.pipeline.arm
     if arm == WITH_SERVER_SET:
         return dataclasses.replace(settings, start="server_set")
-    if arm == WITHOUT_SERVER_SET and settings.start == "server_set":
+    if arm == WITHOUT_SERVER_SET and needs_server_set(settings.start):
         return dataclasses.replace(settings, start="structured")
     return settings
 
