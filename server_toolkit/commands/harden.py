@@ -32,13 +32,6 @@ def harden(
         bool,
         typer.Option("--with-server-set", help="Add the images of data.server_set."),
     ] = False,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write every step's losses, ε and held-out accuracy as a line of JSON.",
-            metavar="FILE",
-        ),
-    ] = None,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
     config: ConfigOption = DEFAULT_CONFIG,
@@ -47,7 +40,8 @@ def harden(
 
     The configuration's table "harden" says how: the objective (kl, pgd_at, trades, mart, fast or
     free, each with AWP if wanted), whose labels, from the federated model or from scratch,
-    averaging, a held-out part that ends it. docs/hardening.md explains every key.
+    averaging, a held-out part that ends it. docs/hardening.md explains every key. Every step's
+    losses go to models/NAME.log.jsonl.
 
     Interrupted, it carries on where it was when run again with the same options; a model that is
     made already is kept.
@@ -71,7 +65,6 @@ def harden(
             images=images,
             settings=settings,
             progress=progress,
-            log_file=log,
             device=torch_device,
         )
     typer.echo(f"model {name}: {path}")

@@ -11,15 +11,13 @@ from server_toolkit.robust.harden_state import HardenProgress
 
 
 class HardenLog:
-    """Writes every step to `path` as it is done, so that `tail -f` follows a run; None: nowhere.
+    """Writes every step to `path` as it is done, so that `tail -f` follows a run.
 
     Raises `ConfigError` where the file cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        if path is not None:
-            self._write("a", ())  # before hours of work, not after
 
     def append(self, entry: HardenProgress) -> None:
         """Add one step; the first of a run replaces what an earlier run left."""
@@ -30,8 +28,6 @@ class HardenLog:
         self._write("w", history)
 
     def _write(self, mode: str, entries: Iterable[HardenProgress]) -> None:
-        if self._path is None:
-            return
         try:
             with self._path.open(mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(entry.to_dict()) + "\n" for entry in entries)

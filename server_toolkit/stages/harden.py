@@ -48,16 +48,15 @@ def run_harden(
     images: Path | None = None,
     settings: HardenSettings,
     progress: Progress,
-    log_file: Path | None = None,
     device: str = "cpu",
 ) -> Path:
     """Harden the federated model, write and record `models/NAME.safetensors`, return its path.
 
     It trains on the proxy set called `proxy`, on the real `images` of an npz file, or on both;
-    `settings.with_server_set` adds the configured server set. Every step is a line of `log_file`.
-    Interrupted, it leaves a checkpoint from which the same call carries on. A model made from the
-    same weights, images and settings is left as it is. Raises `ConfigError`, `LedgerError` or
-    `HardeningError`.
+    `settings.with_server_set` adds the configured server set. Beside the model goes the log
+    `NAME.log.jsonl`, a line a step. Interrupted, it leaves a checkpoint from which the same call
+    carries on. A model made from the same weights, images and settings is left as it is. Raises
+    `ConfigError`, `LedgerError` or `HardeningError`.
     """
     if name == FEDAVG:
         raise ConfigError(f"{FEDAVG!r} is the undefended model; choose another --name")
@@ -92,7 +91,8 @@ def run_harden(
         log.info("model %s is made already: %s", name, path)
         return path
 
-    history = HardenLog(log_file)
+    checkpoint = workspace.checkpoint("model", name, lineage)
+    history = HardenLog(path.with_name(f"{name}.log.jsonl"))
 
     def report(state: HardenProgress) -> None:
         history.append(state)
@@ -104,7 +104,6 @@ def run_harden(
         labels: Labels = proxy_set.labels if learned else proxy_set.hard_labels
     elif real is not None:
         pixels, beside, labels = real.images, None, real.labels
-    checkpoint = workspace.checkpoint("model", name, lineage)
     result = harden(
         workspace.ledger.spec,
         start,
