@@ -85,30 +85,25 @@ def show_assessment(result: Result) -> None:
 def _attack_table(result: Result, index: int) -> Table:
     from rich.table import Table
 
-    from server_toolkit.report.robustness_words import attack_title
-    from server_toolkit.robust.evaluation.accuracy import by_class, overall, worst_class
+    from server_toolkit.report.robustness_words import attack_title, weakest
+    from server_toolkit.robust.evaluation.accuracy import overall
 
     judgements = [model.assessment.judgements[index] for model in result.models]
-    columns = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
+    rows = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
     norm = "l∞" if result.settings.norm == "linf" else "l2"
     table = Table(title=f"accuracy at ε = {judgements[0].epsilon:.3g} ({norm}), % [95 % interval]")
-    table.add_column("model")
-    for column in columns:
-        table.add_column(attack_title(*column), justify="right")
-    table.add_column("all together", justify="right")
-    table.add_column("worst class", justify="right")
-    for model, judgement in zip(result.models, judgements, strict=True):
-        ran = {outcome.name: overall(outcome.correct) for outcome in judgement.outcomes}
-        parts = by_class(judgement.robust, judgement.labels, judgement.classes)
-        worst = worst_class(parts)
-        table.add_row(
-            model.title,
-            *(_share(ran[name]) if name in ran else "–" for name, _ in columns),
-            _share(overall(judgement.robust)),
-            f"{_share(parts[worst])} (class {worst})",
-        )
+    table.add_column("attack")
+    for model in result.models:
+        table.add_column(model.title, justify="right")
+    for name, source in rows:
+        ran = [{o.name: overall(o.correct) for o in j.outcomes}.get(name) for j in judgements]
+        table.add_row(attack_title(name, source), *map(_share, ran))
+    table.add_section()
+    table.add_row("all together", *(_share(overall(j.robust)) for j in judgements), style="bold")
+    worst = [weakest(j) for j in judgements]
+    table.add_row("worst class", *(f"{_share(part)} (class {c})" for c, part in worst))
     return table
 
 
-def _share(accuracy: Accuracy) -> str:
-    return _cell(accuracy.to_dict())
+def _share(accuracy: Accuracy | None) -> str:
+    return "–" if accuracy is None else _cell(accuracy.to_dict())

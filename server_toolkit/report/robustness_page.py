@@ -23,9 +23,9 @@ from server_toolkit.report.robustness_words import (
     comparison_sentence,
     conclusion,
     finding,
-    points,
+    weakest,
 )
-from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall, worst_class
+from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall
 from server_toolkit.robust.evaluation.flags import Flag
 from server_toolkit.robust.evaluation.judgement import CLEAN, Example, Judgement, Outcome
 from server_toolkit.stages.assess import Assessed, Result
@@ -39,9 +39,10 @@ _STYLE = """
 .doubt .flag.doubt b, .flag.doubt b { color: #a63c00; } .flag.caution b { color: #8a5d00; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr));
   gap: 1rem; }
-figure { margin: 0; } figure div { display: flex; gap: 4px; } figure img { width: 33%; }
+h3 { margin: 0 0 .4rem; font-size: 1.05rem; } figure { margin: 0; }
+figure div { display: flex; gap: 4px; } figure img { width: 33%; }
 figcaption { font-size: .85rem; color: var(--soft); }
-td.best { font-weight: 600; } code { font-size: .85rem; word-break: break-all; }
+code { font-size: .85rem; word-break: break-all; }
 """
 
 
@@ -100,41 +101,30 @@ def _flag(flag: Flag) -> str:
 def _comparisons(result: Result) -> str:
     if not result.comparisons:
         return ""
-    rows = "".join(
-        f"<tr><td>{escaped(c.title)}</td><td>{escaped(c.baseline)}</td><td>{c.epsilon:.3g}</td>"
-        f"<td>{points(c.clean)}</td><td>{points(c.robust)}</td></tr>"
-        for c in result.comparisons
-    )
     sentences = "".join(f"<li>{escaped(comparison_sentence(c))}</li>" for c in result.comparisons)
-    return (
-        f'<div class="card scroll"><h3>Side by side</h3><ul>{sentences}</ul><table><thead><tr>'
-        "<th>model</th><th>beside</th><th>ε</th><th>gained without attack</th>"
-        f"<th>gained under attack</th></tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    return f'<div class="card"><h3>Side by side</h3><ul>{sentences}</ul></div>'
 
 
 def _table(result: Result, index: int) -> str:
-    """Return the accuracies at one epsilon: a row a model, a column an attack."""
+    """Return the accuracies at one epsilon: a row an attack, a column a model."""
     judgements = [model.assessment.judgements[index] for model in result.models]
-    columns = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
-    heads = "".join(f"<th>{escaped(attack_title(*column))}</th>" for column in columns)
+    attacks = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
     rows = []
-    for model, judgement in zip(result.models, judgements, strict=True):
-        ran = {outcome.name: outcome for outcome in judgement.outcomes}
-        cells = "".join(
-            f"<td>{_cell(ran[name]) if name in ran else '–'}</td>" for name, _ in columns
-        )
-        parts = by_class(judgement.robust, judgement.labels, judgement.classes)
-        worst = worst_class(parts)
-        rows.append(
-            f"<tr><td>{escaped(model.title)}</td>{cells}"
-            f'<td class="best">{point_cell(_point(overall(judgement.robust)))}</td>'
-            f"<td>{point_cell(_point(parts[worst]))}<small>, class {worst}</small></td></tr>"
-        )
+    for name, source in attacks:
+        ran = [{o.name: o for o in j.outcomes}.get(name) for j in judgements]
+        cells = "".join(f"<td>{'–' if o is None else _cell(o)}</td>" for o in ran)
+        rows.append(f"<tr><td>{escaped(attack_title(name, source))}</td>{cells}</tr>")
+    together = "".join(f"<td>{point_cell(_point(overall(j.robust)))}</td>" for j in judgements)
+    worst = "".join(
+        f"<td>{point_cell(_point(part))}<small>, class {c}</small></td>"
+        for c, part in map(weakest, judgements)
+    )
+    heads = "".join(f"<th>{escaped(model.title)}</th>" for model in result.models)
     return (
         f"<section><h2>Accuracy at ε = {judgements[0].epsilon:.3g}</h2>"
-        f'<div class="card scroll"><table><thead><tr><th>model</th>{heads}<th>all together</th>'
-        f"<th>worst class</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+        f'<div class="card scroll"><table><thead><tr><th>attack</th>{heads}</tr></thead><tbody>'
+        f"{''.join(rows)}<tr class='main'><td>all together</td>{together}</tr>"
+        f"<tr><td>worst class</td>{worst}</tr></tbody></table></div></section>"
     )
 
 
@@ -159,7 +149,7 @@ def _curves(result: Result) -> str:
     )
     return (
         "<section><h2>Accuracy over the size of the attack</h2>"
-        f'<div class="card">{figure}<p class="soft">{attack} alone, so the curve lies above the '
+        f'<div class="card">{figure}<p class="soft">{attack} alone: an upper bound of the '
         "numbers in the tables. A sound model falls without rising and ends near zero; dotted "
         "lines are the sizes judged.</p></div></section>"
     )
@@ -179,7 +169,8 @@ def _classes(model: Assessed) -> str:
         places, values, width=0.55, color=COLOURS[0], label="against all attacks",
         yerr=np.abs(ends - values), ecolor="#16202c", capsize=2, error_kw={"lw": 1},
     )  # fmt: skip
-    axes.set_ylim(0, 102)
+    axes.set_ylim(0, 118)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
     axes.set_xticks(places if judgement.classes <= 20 else places[:: judgement.classes // 10])
     axes.legend(frameon=False, loc="upper right", ncols=2)
     return (

@@ -60,16 +60,22 @@ def attack_title(name: str, source: str) -> str:
     return f"{title} ({knew})" if knew else title
 
 
-def finding(model: Assessed, judgement: Judgement) -> str:
-    """Say what one model keeps at one attack size, overall and in its weakest class."""
+def weakest(judgement: Judgement) -> tuple[int, Accuracy]:
+    """Return the class that keeps the least under all attacks together, and what it keeps."""
     parts = by_class(judgement.robust, judgement.labels, judgement.classes)
     worst = worst_class(parts)
+    return worst, parts[worst]
+
+
+def finding(model: Assessed, judgement: Judgement) -> str:
+    """Say what one model keeps at one attack size, overall and in its weakest class."""
+    worst, kept = weakest(judgement)
     norm = "l∞" if judgement.norm == "linf" else "l2"
     return (
         f"At ε = {judgement.epsilon:.3g} ({norm}) {model.title} keeps "
         f"{percent(overall(judgement.robust))} of the images right against every attack tried; "
         f"without attack {percent(judgement.accuracy(CLEAN))}. Its weakest class, {worst}, keeps "
-        f"{percent(parts[worst])}."
+        f"{percent(kept)}."
     )
 
 

@@ -68,7 +68,7 @@ def fleet_subjects(
     pair, _ = export_model(workspace, name)
     files: list[tuple[Kind, bytes]] = [("onnx_fp32", pair.fp32), ("onnx_int8", pair.int8)]
     return [
-        torch_model,
+        _lend(torch_model, surrogate),
         *(
             replace(
                 torch_model,
@@ -104,7 +104,13 @@ def file_subject(
     except ProtocolError as error:
         raise ConfigError(f"{path} holds no weights of the described network: {error}") from error
     subject = _torch_subject(path.stem, spec, weights, hashlib.sha256(data).hexdigest())
-    return replace(subject, surrogate=surrogate)
+    return _lend(subject, surrogate)
+
+
+def _lend(subject: Subject, surrogate: Subject | None) -> Subject:
+    """Return the subject with the other's gradients, unless they are its own."""
+    own = surrogate is not None and surrogate.sha256 == subject.sha256
+    return replace(subject, surrogate=None if own else surrogate)
 
 
 def _torch_subject(name: str, spec: ModelSpec, weights: Flat, sha256: str) -> Subject:

@@ -139,9 +139,17 @@ def assess(
             (walk,), model, images, labels, settings=at_size, **shared
         ).robust
     probes = probe(
-        model, images, labels, epsilon=settings.epsilons[0], norm=settings.norm,
-        seed=settings.seed, batch_size=settings.batch_size, device=device,
-    )  # fmt: skip
+        model,
+        images,
+        labels,
+        robust=judgements[0].robust,
+        epsilon=settings.epsilons[0],
+        norm=settings.norm,
+        margins_tried="autoattack" in names or "cw_linf" in names,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        device=device,
+    )
     agreement = None
     if surrogate is not None and not white_box:
         agreement = _agreement(model, surrogate, images, settings.batch_size, device)

@@ -60,25 +60,29 @@ def craft(
     progress: PartProgress | None = None,
 ) -> Crafted:
     """Attack a batch `(N, C, H, W) float32 in [0, 1]` on `model`; `seed` fixes what is random."""
-    epsilon = settings.epsilon
+    batch, epsilon, norm = len(images), settings.epsilon, settings.norm
     if attack == "fgsm":
         return Crafted(attacks.fgsm(model, images, labels, epsilon=epsilon))
     if attack == "pgd":
         generator = torch.Generator().manual_seed(seed)
-        crafted = attacks.pgd(
+        end = attacks.pgd(
             model, images, labels, epsilon=epsilon, steps=settings.steps, generator=generator
         )
-        return Crafted(crafted)
-    ball: dict[str, Any] = dict(epsilon=epsilon, norm=settings.norm, batch_size=len(images))
+        return Crafted(end)
     if attack == "autoattack":
         whole = attacks.autoattack(
-            model, images, labels, **ball, seed=seed, square_queries=settings.square_queries,
-            progress=progress,
+            model, images, labels, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch,
+            square_queries=settings.square_queries, progress=progress,
         )  # fmt: skip
         return Crafted(whole.adversarial, whole.robust, whole.broken_by)
+    options: dict[str, Any] = dict(batch_size=batch)
+    if attack != "cw_l2":  # which looks for the nearest, however far
+        options["epsilon"] = epsilon
+    if attack not in ("cw_l2", "cw_linf"):
+        options["norm"] = norm
+    if attack not in ("cw_l2", "fab_t"):  # which draw nothing
+        options["seed"] = seed
     if attack == "square":
-        ball["queries"] = settings.square_queries
-    if attack != "fab_t":  # which draws nothing
-        ball["seed"] = seed
-    result = getattr(attacks, attack)(model, images, labels, **ball)
+        options["queries"] = settings.square_queries
+    result = getattr(attacks, attack)(model, images, labels, **options)
     return Crafted(result.adversarial, result.robust)

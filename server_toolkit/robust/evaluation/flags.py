@@ -15,7 +15,7 @@ import numpy as np
 
 from server_toolkit.robust.evaluation.accuracy import Mask, by_class, overall
 from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
-from server_toolkit.robust.evaluation.probes import LARGE_STEPS, LONG_STEPS, RESTARTS, Probes
+from server_toolkit.robust.evaluation.probes import LONG_STEPS, RESTARTS, Probes
 
 Level = Literal["doubt", "caution"]
 """doubt: robust accuracy is probably lower than it looks; caution: it says less than it seems."""
@@ -25,6 +25,7 @@ SEARCH_SLACK = 0.05  # what more starts or steps may find on a sound model
 SCALE_GAIN = 0.10
 HALF_WIDTH = 0.05
 CLASS_IMAGES = 20
+FEW = 3  # images of the probed ones that prove nothing
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_flags(evidence: Evidence) -> tuple[Flag, ...]:
     found = [
         *_inputs(evidence.probes),
         *_outputs(evidence.probes),
-        *_gradients(evidence.probes),
+        *_gradients(evidence),
         *(flag for judgement in evidence.judgements for flag in _attacks(judgement)),
         *_curve(evidence.curve),
         *_surrogate(evidence),
@@ -114,44 +115,47 @@ def _outputs(p: Probes) -> Iterator[Flag]:
         )
 
 
-def _gradients(p: Probes) -> Iterator[Flag]:
-    g = p.gradients
+def _gradients(e: Evidence) -> Iterator[Flag]:
+    p, g = e.probes, e.probes.gradients
     if g is None:
         return
-    if g.zero > SLACK:
-        where = (
-            "nor does that of the logits: some operation has no slope, such as rounding"
-            if g.zero_margin > SLACK
-            else "though that of the logits does: outputs so large that the softmax saturates"
-        )
+    strong = any(o.attack == "autoattack" for o in e.judgements[0].outcomes)
+    if g.zero_margin > SLACK:
         yield Flag(
             "zero_gradients",
             "doubt",
-            f"At {_pc(g.zero)} of the images the gradient of the cross-entropy is zero, {where}. "
-            "FGSM and PGD stand still there; only C&W, AutoAttack and Square count.",
+            f"At {_pc(g.zero_margin)} of the images the outputs do not change with the image at "
+            "all: some operation has no slope, such as rounding. Every attack that follows "
+            "gradients stands still there; only Square and transfer count.",
         )
-    if g.one_start - g.worst_of_starts > SEARCH_SLACK:
+    elif g.zero > SLACK:
         yield Flag(
-            "restarts_matter",
-            "doubt",
-            f"{RESTARTS} random starts of PGD instead of one break "
-            f"{_pc(g.one_start - g.worst_of_starts)} more of the images: the loss is rugged, and a "
-            "single start misses what is there.",
+            "zero_gradients",
+            "caution" if strong else "doubt",
+            f"At {_pc(g.zero)} of the images the gradient of the cross-entropy is zero, though "
+            "that of the outputs is not: outputs so large that the softmax saturates. FGSM and PGD "
+            "stand still there; C&W and AutoAttack, which use other losses, count.",
         )
-    if g.one_start - g.many_steps > SEARCH_SLACK:
-        yield Flag(
-            "more_steps_matter",
-            "doubt",
-            f"{LONG_STEPS} steps of PGD instead of 20 break {_pc(g.one_start - g.many_steps)} more "
-            "of the images: 20 have not arrived.",
-        )
+    # More effort of the same kind may find a little; beyond AutoAttack it should find nothing.
+    slack = SLACK if strong else SEARCH_SLACK
+    for fell, name, what in (
+        (g.fell_to_starts, "restarts_matter", f"{RESTARTS} more random starts of PGD"),
+        (g.fell_to_steps, "more_steps_matter", f"PGD of {LONG_STEPS} steps"),
+    ):
+        if fell > slack and round(fell * g.images) >= FEW:
+            yield Flag(
+                name,
+                "doubt",
+                f"{what} break {_pc(fell)} of the images that all attacks tried had left: the loss "
+                "is rugged or the attacks stopped early, and more effort would find more.",
+            )
     if g.at_large_epsilon > p.guessing + SEARCH_SLACK:
         yield Flag(
             "survives_large_epsilon",
             "doubt",
             f"At epsilon {g.large_epsilon:g} every image can be turned into one grey square, so no "
-            f"more than about {_pc(p.guessing)} can stand. PGD of {LARGE_STEPS} steps leaves "
-            f"{_pc(g.at_large_epsilon)}: the attack fails on this model, at smaller sizes too.",
+            f"more than about {_pc(p.guessing)} can stand. Yet {_pc(g.at_large_epsilon)} "
+            "do: the attacks fail on this model, at smaller sizes too.",
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server_toolkit.robust.attacks.losses import cross_entropies, margins
 from server_toolkit.robust.attacks.model import Loss, Model, loss_gradient, predict, slices
-from server_toolkit.robust.evaluation.accuracy import Labels
+from server_toolkit.robust.evaluation.accuracy import Labels, Mask
 from server_toolkit.robust.evaluation.crafting import AttackSettings, craft
 from server_toolkit.robust.evaluation.judge import Images, has_gradient, ready
 from server_toolkit.robust.evaluation.judgement import Norm
@@ -30,15 +30,17 @@ class GradientProbes:
     """Shares, in [0, 1], of the `images` probed ones that have the right clean answer.
 
     `zero` and `zero_margin`: the gradient of the cross-entropy, of the margin between logits, is
-    exactly zero. The others: what stands against PGD (APGD in the l2 ball).
+    exactly zero. `stood` is the share that stood against all attacks tried; `fell_to_starts` and
+    `fell_to_steps` that stood, but falls to five more starts of PGD, to PGD of 100 steps (APGD in
+    the l2 ball). `at_large_epsilon` stands at a size where nothing can.
     """
 
     images: int
     zero: float
     zero_margin: float
-    one_start: float
-    worst_of_starts: float
-    many_steps: float
+    stood: float
+    fell_to_starts: float
+    fell_to_steps: float
     large_epsilon: float
     at_large_epsilon: float
 
@@ -71,13 +73,20 @@ def probe(
     images: Images,
     labels: Labels,
     *,
+    robust: Mask,
     epsilon: float,
     norm: Norm = "linf",
+    margins_tried: bool = False,
     seed: int = 0,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
 ) -> Probes:
-    """Look at `model` on at most 200 of the images, drawn by `seed`; arguments as for `judge`."""
+    """Look at `model` on at most 200 of the images, drawn by `seed`.
+
+    `robust` `(N,) bool` is what stood at `epsilon`. With `margins_tried` the evaluation has attacks
+    on the margin between logits, and so has the probe at a large epsilon. The other arguments are
+    those of `judge`.
+    """
     model = ready(model, device)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
     x, y = torch.from_numpy(images[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device)
@@ -89,7 +98,10 @@ def probe(
     right = logits.argmax(1) == y
     gradients = None
     if bool(right.any()) and has_gradient(model, x[:1]):
-        gradients = _probe_gradients(model, x[right], y[right], epsilon, norm, seed, batch_size)
+        stood = torch.from_numpy(robust[chosen]).to(device)[right]
+        gradients = _probe_gradients(
+            model, x[right], y[right], stood, epsilon, norm, margins_tried, seed, batch_size
+        )
     return Probes(
         images=len(chosen),
         clean=_share(right),
@@ -106,23 +118,36 @@ def probe(
 
 
 def _probe_gradients(
-    model: Model, x: Tensor, y: Tensor, epsilon: float, norm: Norm, seed: int, batch_size: int
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    stood: Tensor,
+    epsilon: float,
+    norm: Norm,
+    margins_tried: bool,
+    seed: int,
+    batch_size: int,
 ) -> GradientProbes:
-    def stands(epsilon: float, steps: int, seed: int) -> Tensor:
-        settings = AttackSettings(norm=norm, epsilon=epsilon, steps=steps)
-        return _stands(model, x, y, settings, seed, batch_size)
+    walk = "pgd" if norm == "linf" else "apgd_ce"
 
+    def stands(attack: str, epsilon: float, steps: int, seed: int) -> Tensor:
+        settings = AttackSettings(norm=norm, epsilon=epsilon, steps=steps)
+        return _stands(attack, model, x, y, settings, seed, batch_size)
+
+    starts = [stands(walk, epsilon, 20, seed + 1 + i) for i in range(RESTARTS)]
     large = 0.5 if norm == "linf" else math.sqrt(x[0].numel()) / 2
-    starts = [stands(epsilon, 20, seed + i) for i in range(RESTARTS)]
+    at_large = stands(walk, large, LARGE_STEPS, seed)
+    if margins_tried:
+        at_large &= stands("cw_linf" if norm == "linf" else "apgd_dlr", large, 0, seed)
     return GradientProbes(
         images=len(x),
         zero=_zero_gradients(model, x, y, cross_entropies, batch_size),
         zero_margin=_zero_gradients(model, x, y, margins, batch_size),
-        one_start=_share(starts[0]),
-        worst_of_starts=_share(torch.stack(starts).all(0)),
-        many_steps=_share(stands(epsilon, LONG_STEPS, seed)),
+        stood=_share(stood),
+        fell_to_starts=_share(stood & ~torch.stack(starts).all(0)),
+        fell_to_steps=_share(stood & ~stands(walk, epsilon, LONG_STEPS, seed)),
         large_epsilon=large,
-        at_large_epsilon=_share(stands(large, LARGE_STEPS, seed)),
+        at_large_epsilon=_share(at_large),
     )
 
 
@@ -164,10 +189,15 @@ def _zero_gradients(model: Model, x: Tensor, y: Tensor, loss: Loss, batch_size: 
 
 
 def _stands(
-    model: Model, x: Tensor, y: Tensor, settings: AttackSettings, seed: int, batch_size: int
+    attack: str,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    settings: AttackSettings,
+    seed: int,
+    batch_size: int,
 ) -> Tensor:
-    """Return which images stand against PGD, or APGD in the l2 ball."""
-    attack = "pgd" if settings.norm == "linf" else "apgd_ce"
+    """Return which images stand against an attack."""
     parts = []
     for part in slices(len(x), batch_size):
         adversarial = craft(attack, model, x[part], y[part], settings, seed=seed).images
