@@ -5,58 +5,40 @@ a value and a tangent forward and returns a *pull*, which maps the loss's gradie
 the layer's output, and that gradient's tangent, back to its input. The tangents of the weights'
 gradients that come out are the Hessian-vector product H u (Pearlmutter 1994).
 
-Activations are `(N, S·C, H, W)` or `(N, S·F)`: S students side by side, each a group of channels
-with weights of its own. The tangent of the images is None: they do not depend on the weights.
+Activations are laid out as in `plain_layers`. The tangent of the images is None: they do not depend
+on the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import (
-    avg_pool2d,
-    conv2d,
-    group_norm,
-    max_pool2d,
-    max_pool2d_with_indices,
-)
+from torch.nn.functional import conv2d, fold
 
 from models.layers import AveragePool, Convolution, InstanceNorm, Layer, Linear, MaxPool
+from server_toolkit.distill.plain_layers import (
+    NORM_EPSILON,
+    Weights,
+    aten,
+    average_pool,
+    convolution_back,
+    for_product,
+    gate,
+    grouped,
+    max_pool,
+    side_by_side,
+    spread_average,
+    weight_and_bias,
+)
 
-# (gradient, its tangent) of the output -> the same of the input, and the weights' tangents
-Pulled = tuple[Tensor, Tensor, list[Tensor]]
-Pull = Callable[[Tensor, Tensor], Pulled]
-Weights = Sequence[Tensor]
-NORM_EPSILON = 1e-5  # torch's default
-
-_aten = torch.ops.aten
-
-
-def plain_layer(
-    layer: Layer, x: Tensor, w: Weights, students: int, product_dtype: torch.dtype | None
-) -> Tensor:
-    """Return a layer's output alone, differentiable by autograd."""
-    if isinstance(layer, Convolution):
-        weight, bias = _weight_and_bias(w, product_dtype)
-        x_in, margin = _for_product(x, product_dtype), layer.kernel // 2
-        bias = None if bias is None else bias.flatten()
-        y = conv2d(x_in, weight.flatten(0, 1), bias, padding=margin, groups=students)
-        return y.to(x.dtype)
-    if isinstance(layer, Linear):
-        weight, bias = _weight_and_bias(w, product_dtype)
-        y = _grouped(_for_product(x, product_dtype), students) @ weight.mT
-        if bias is not None:
-            y = y + bias[:, None]
-        return _side_by_side(y).to(x.dtype)
-    if isinstance(layer, InstanceNorm):
-        return group_norm(x, x.shape[1], w[0].flatten(), w[1].flatten(), NORM_EPSILON)
-    if isinstance(layer, AveragePool):
-        return avg_pool2d(x, layer.size)
-    if isinstance(layer, MaxPool):
-        return max_pool2d(x, layer.size)
-    return x.relu()
+# (gradient, its tangent) at the output -> the same at the input, and the weights' tangents
+DualPulled = tuple[Tensor, Tensor, list[Tensor]]
+DualPull = Callable[[Tensor, Tensor], DualPulled]
+Dual = tuple[Tensor, Tensor, DualPull]
+# With fewer channels than this, a transposed convolution is slower than a product and a fold.
+FEW_CHANNELS = 8
 
 
 def dual_layer(
@@ -67,7 +49,7 @@ def dual_layer(
     dw: Weights,
     students: int,
     product_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Pull]:
+) -> Dual:
     """Return the output, its tangent and the pull of a layer at input `x` with weights `w`.
 
     `w` and `dw` hold the layer's weights and their tangents, each `(S, ...)` in torch's shape.
@@ -88,15 +70,6 @@ def dual_layer(
     return _relu(x, dx)
 
 
-def _for_product(v: Tensor, product_dtype: torch.dtype | None) -> Tensor:
-    return v if product_dtype is None else v.to(product_dtype)
-
-
-def _weight_and_bias(w: Weights, product_dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-    weight, *bias = (_for_product(v, product_dtype) for v in w)
-    return weight, bias[0] if bias else None
-
-
 def _convolution(
     x: Tensor,
     dx: Tensor | None,
@@ -104,50 +77,43 @@ def _convolution(
     dw: Weights,
     students: int,
     product_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Pull]:
+) -> Dual:
     dtype = x.dtype
-    weight, bias = _weight_and_bias([v.flatten(0, 1) for v in w], product_dtype)
-    dweight, dbias = _weight_and_bias([v.flatten(0, 1) for v in dw], product_dtype)
+    weight, bias = weight_and_bias([v.flatten(0, 1) for v in w], product_dtype)
+    dweight, dbias = weight_and_bias([v.flatten(0, 1) for v in dw], product_dtype)
     margin = weight.shape[2] // 2
-    x = _for_product(x, product_dtype)
+    x = for_product(x, product_dtype)
     y = conv2d(x, weight, bias, padding=margin, groups=students)
     dy = conv2d(x, dweight, dbias, padding=margin, groups=students)
     if dx is not None:
-        dx = _for_product(dx, product_dtype)
+        dx = for_product(dx, product_dtype)
         dy += conv2d(dx, weight, padding=margin, groups=students)
 
-    def back(g: Tensor, to: Tensor, weight: Tensor, parts: list[bool]) -> list[Tensor]:
-        sides = [[1, 1], [margin, margin], [1, 1], False, [0, 0], students]
-        found: list[Tensor] = _aten.convolution_backward(
-            g, to, weight, [len(weight)], *sides, parts
-        )
-        return found
-
-    def pull(g: Tensor, dg: Tensor) -> Pulled:
+    def pull(g: Tensor, dg: Tensor) -> DualPulled:
         # d(x * g) = dx * g + x * dg for the weights; the same with the weights in x's place.
-        g, dg = _for_product(g, product_dtype), _for_product(dg, product_dtype)
-        dg_x, dg_weight, dg_bias = back(dg, x, weight, [True, True, bias is not None])
+        g, dg = for_product(g, product_dtype), for_product(dg, product_dtype)
+        folds = dx is None and students == 1 and x.shape[1] < FEW_CHANNELS
+        parts = [not folds, True, bias is not None]
+        dg_x, *found = convolution_back(dg, x, weight, students, parts)
         g_x = g  # nobody asks for it in the first layer, which has no dx
         if dx is not None:
-            g_x, more, _ = back(g, dx, weight, [True, True, False])
-            dg_weight += more
-        dg_x += back(g, x, dweight, [True, False, False])[0]
-        gradients = [dg_weight.view(w[0].shape).to(dtype)]
-        if bias is not None:
-            gradients.append(dg_bias.view(w[1].shape).to(dtype))
+            g_x, more, _ = convolution_back(g, dx, weight, students, [True, True, False])
+            found[0] += more
+        if folds:
+            dg_x = _folded(torch.cat([dg, g], dim=1), torch.cat([weight, dweight]))
+        else:
+            dg_x += convolution_back(g, x, dweight, students, [True, False, False])[0]
+        gradients = [found[index].view(v.shape).to(dtype) for index, v in enumerate(w)]
         return g_x.to(dtype), dg_x.to(dtype), gradients
 
     return y.to(dtype), dy.to(dtype), pull
 
 
-def _grouped(v: Tensor, students: int) -> Tensor:
-    """Map `(N, S·F, ...)` to `(S, N, features)`."""
-    return v.reshape(len(v), students, -1).transpose(0, 1)
-
-
-def _side_by_side(v: Tensor) -> Tensor:
-    """Map `(S, N, F)` to `(N, S·F)`."""
-    return v.transpose(0, 1).flatten(1)
+def _folded(g: Tensor, weight: Tensor) -> Tensor:
+    """Return the transposed convolution of `g` `(N, O, H, W)` as a product and a fold."""
+    kernel = weight.shape[2]
+    columns = weight.flatten(1).T @ g.flatten(2)
+    return fold(columns, (g.shape[2], g.shape[3]), kernel, padding=kernel // 2)
 
 
 def _linear(
@@ -157,103 +123,79 @@ def _linear(
     dw: Weights,
     students: int,
     product_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Pull]:
+) -> Dual:
     shape, dtype = x.shape, x.dtype
-    weight, bias = _weight_and_bias(w, product_dtype)  # (S, outputs, F), (S, outputs)
-    dweight, dbias = _weight_and_bias(dw, product_dtype)
-    xs = _for_product(_grouped(x, students), product_dtype)
-    y, dy = xs @ weight.mT, xs @ dweight.mT
+    weight, bias = weight_and_bias(w, product_dtype)  # (S, outputs, F), (S, outputs)
+    dweight, dbias = weight_and_bias(dw, product_dtype)
     if dx is None:
         dx = torch.zeros_like(x)
-    dxs = _for_product(_grouped(dx, students), product_dtype)
-    dy = dy + dxs @ weight.mT
+    xs, dxs = (for_product(grouped(v, students), product_dtype) for v in (x, dx))
+    y, dy = xs @ weight.mT, xs @ dweight.mT + dxs @ weight.mT
     if bias is not None and dbias is not None:
         y, dy = y + bias[:, None], dy + dbias[:, None]
 
-    def pull(g: Tensor, dg: Tensor) -> Pulled:
-        gs, dgs = (_for_product(_grouped(v, students), product_dtype) for v in (g, dg))
-        gradients = [dgs.mT @ xs + gs.mT @ dxs]
-        if bias is not None:
-            gradients.append(dgs.sum(dim=1))
+    def pull(g: Tensor, dg: Tensor) -> DualPulled:
+        gs, dgs = (for_product(grouped(v, students), product_dtype) for v in (g, dg))
+        gradients = [dgs.mT @ xs + gs.mT @ dxs, dgs.sum(dim=1)][: len(w)]
         g_x, dg_x = gs @ weight, dgs @ weight + gs @ dweight
-        g_x, dg_x = (_side_by_side(v).reshape(shape).to(dtype) for v in (g_x, dg_x))
+        g_x, dg_x = (side_by_side(v).reshape(shape).to(dtype) for v in (g_x, dg_x))
         return g_x, dg_x, [v.to(dtype) for v in gradients]
 
-    return _side_by_side(y).to(dtype), _side_by_side(dy).to(dtype), pull
+    return side_by_side(y).to(dtype), side_by_side(dy).to(dtype), pull
 
 
-def _instance_norm(x: Tensor, dx: Tensor, w: Weights, dw: Weights) -> tuple[Tensor, Tensor, Pull]:
+def _instance_norm(x: Tensor, dx: Tensor, w: Weights, dw: Weights) -> Dual:
     """Normalise each plane: x̂ = (x − mean) / σ, y = γ x̂ + β.
 
     The Jacobian of x̂ is symmetric, J v = (v − ⟨v⟩ − x̂ ⟨x̂ v⟩) / σ with ⟨·⟩ the mean of a plane, and
     dJ v = −(dσ/σ) J v − (dx̂ ⟨x̂ v⟩ + x̂ ⟨dx̂ v⟩) / σ, where dσ = ⟨x̂ dx⟩.
     """
     count, channels, height, width = x.shape
-    pixels = height * width
+    pixels, planes = height * width, (count, channels, 1, 1)
     gamma, beta, dgamma, dbeta = (v.reshape(1, channels, 1, 1) for v in (*w, *dw))
-    normed, mean, rstd = torch.native_group_norm(
-        x, None, None, count, channels, pixels, channels, NORM_EPSILON
-    )
+    # Every plane as a channel of one image: torch then returns sums over single planes.
+    sizes = (1, count * channels, pixels, count * channels)
+    normed, mean, rstd = torch.native_group_norm(x, None, None, *sizes, NORM_EPSILON)
+    inverse, ones = rstd.view(planes), torch.ones_like(rstd).flatten()
 
-    def jacobian(v: Tensor, scale: Tensor | None, parts: Sequence[bool]) -> list[Tensor]:
-        found: list[Tensor] = _aten.native_group_norm_backward(
-            v, x, mean, rstd, scale, count, channels, pixels, channels, parts
+    def jacobian(v: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return J (scale v), and the sums of x̂ v and of v over each plane."""
+        product, along, total = aten.native_group_norm_backward(
+            v, x, mean, rstd, scale, *sizes, [True, True, True]
         )
-        return found
+        return product, along.view(planes), total.view(planes)
 
-    dnormed = jacobian(dx, None, [True, False, False])[0]
+    dnormed, stretch, _ = jacobian(dx, ones)
+    growth = inverse * stretch / pixels  # dσ / σ
     y = (normed * gamma).add_(beta)
     dy = (dnormed * gamma).add_(normed * dgamma).add_(dbeta)
-    inverse = rstd.view(count, channels, 1, 1)
 
-    def pull(g: Tensor, dg: Tensor) -> Pulled:
-        along, dalong = _plane_means(normed, g), _plane_means(dnormed, g)
-        growth = inverse * _plane_means(normed, dx)  # dσ / σ
-        g_plain = jacobian(g, None, [True, False, False])[0]
-        dg_x, dg_gamma, dg_beta = jacobian(dg, gamma.flatten(), [True, True, True])
+    def pull(g: Tensor, dg: Tensor) -> DualPulled:
+        g_plain, along, _ = jacobian(g, ones)
+        dalong = (dnormed * g).sum(dim=(2, 3), keepdim=True)
+        scale = gamma.expand(planes).flatten()
+        dg_x, of_gamma, of_beta = jacobian(dg, scale)
+        share = inverse * gamma / pixels
         dg_x.add_(g_plain * (dgamma - growth * gamma))
-        dg_x.sub_(normed * (inverse * gamma * dalong)).sub_(dnormed * (inverse * gamma * along))
-        dg_gamma += pixels * dalong.sum(dim=0).flatten()
-        return g_plain * gamma, dg_x, [dg_gamma.view_as(w[0]), dg_beta.view_as(w[1])]
+        dg_x.sub_(normed * (share * dalong)).sub_(dnormed * (share * along))
+        gradients = [(of_gamma + dalong).sum(dim=0), of_beta.sum(dim=0)]
+        return g_plain * gamma, dg_x, [v.view(w[0].shape) for v in gradients]
 
     return y, dy, pull
 
 
-def _plane_means(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean of a·b over each plane, `(N, C, 1, 1)`."""
-    return (a * b).mean(dim=(2, 3), keepdim=True)
+def _relu(x: Tensor, dx: Tensor) -> Dual:
+    return x.relu(), gate(dx, x), lambda g, dg: (gate(g, x), gate(dg, x), [])
 
 
-def _relu(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, Pull]:
-    def gated(v: Tensor) -> Tensor:
-        kept: Tensor = _aten.threshold_backward(v, x, 0)
-        return kept
+def _average_pool(x: Tensor, dx: Tensor, size: int) -> Dual:
+    def pull(g: Tensor, dg: Tensor) -> DualPulled:
+        return spread_average(g, x, size), spread_average(dg, x, size), []
 
-    return x.relu(), gated(dx), lambda g, dg: (gated(g), gated(dg), [])
-
-
-def _average_pool(x: Tensor, dx: Tensor, size: int) -> tuple[Tensor, Tensor, Pull]:
-    def spread(g: Tensor) -> Tensor:
-        sides = [size, size]
-        back: Tensor = _aten.avg_pool2d_backward(g, x, sides, sides, [0, 0], False, True, None)
-        return back
-
-    return (
-        avg_pool2d(x, size),
-        avg_pool2d(dx, size),
-        lambda g, dg: (spread(g), spread(dg), []),
-    )
+    return average_pool(x, size), average_pool(dx, size), pull
 
 
-def _max_pool(x: Tensor, dx: Tensor, size: int) -> tuple[Tensor, Tensor, Pull]:
-    y, chosen = max_pool2d_with_indices(x, [size, size])
-
-    def spread(g: Tensor) -> Tensor:
-        sides = [size, size]
-        back: Tensor = _aten.max_pool2d_with_indices_backward(
-            g, x, sides, sides, [0, 0], [1, 1], False, chosen
-        )
-        return back
-
+def _max_pool(x: Tensor, dx: Tensor, size: int) -> Dual:
+    y, spread, chosen = max_pool(x, size)
     dy = dx.flatten(2).gather(2, chosen.flatten(2)).view_as(y)
     return y, dy, lambda g, dg: (spread(g), spread(dg), [])

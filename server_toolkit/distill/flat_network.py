@@ -14,7 +14,8 @@ from torch.nn.functional import log_softmax
 from models import ModelSpec
 from models.layers import Layer
 from models.spec import layer_parameters
-from server_toolkit.distill.dual_layers import Pull, dual_layer, plain_layer
+from server_toolkit.distill.dual_layers import DualPull, dual_layer
+from server_toolkit.distill.plain_layers import Pull, plain_layer
 
 # On the CPU images go through the network in parts whose largest activation is at most this: more
 # would leave the cache. On other devices they all go together.
@@ -99,11 +100,12 @@ class FlatNetwork:
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """Return `(N, classes)` for weights `(size,)` and images `(N, C, H, W)` in [0, 1]."""
-        return self._logits(flat[None], images[None])[0]
+        return self._forward(flat[None], images[None])[0][0]
 
     def loss(self, flat: Tensor, images: Tensor, label_logits: Tensor) -> Tensor:
         """Return the mean cross-entropy against the soft labels `softmax(label_logits)`."""
-        return self._loss(flat[None], images[None], label_logits[None], len(images))
+        log_probabilities = log_softmax(self.logits(flat, images), dim=1)
+        return -(label_logits.softmax(dim=1) * log_probabilities).sum(dim=1).mean()
 
     def gradient(self, weights: Tensor, images: Tensor, label_logits: Tensor) -> Tensor:
         """Return each student's gradient of `loss`, `(S, size)`.
@@ -150,23 +152,27 @@ class FlatNetwork:
         """Normalise, and lay the students side by side: `(S, N, C, H, W)` to `(N, S·C, H, W)`."""
         return ((images - self._mean) / self._std).transpose(0, 1).flatten(1, 2)
 
-    def _logits(self, weights: Tensor, images: Tensor) -> Tensor:
+    def _forward(self, weights: Tensor, images: Tensor) -> tuple[Tensor, list[Pull]]:
         x = self._inputs(images)
+        pulls: list[Pull] = []
         for slot in self._slots:
-            x = plain_layer(slot.layer, x, slot.weights(weights), len(weights), self._product_dtype)
-        return _by_student(x, len(weights))
-
-    def _loss(self, weights: Tensor, images: Tensor, label_logits: Tensor, count: int) -> Tensor:
-        """Return the sum over students and over these images of the losses, over `count`."""
-        log_probabilities = log_softmax(self._logits(weights, images), dim=2)
-        return -(label_logits.softmax(dim=2) * log_probabilities).sum() / count
+            x, pull = plain_layer(
+                slot.layer, x, slot.weights(weights), len(weights), self._product_dtype
+            )
+            pulls.append(pull)
+        return _by_student(x, len(weights)), pulls
 
     def _part_gradient(
         self, weights: Tensor, images: Tensor, label_logits: Tensor, count: int
     ) -> Tensor:
-        # A sum over students: none depends on the weights of another.
-        gradient: Tensor = torch.func.grad(self._loss)(weights, images, label_logits, count)
-        return gradient
+        logits, pulls = self._forward(weights, images)
+        g = (logits.softmax(dim=2) - label_logits.softmax(dim=2)) / count
+        g = g.transpose(0, 1).flatten(1)
+        gradients: list[Tensor] = []
+        for pull in reversed(pulls):
+            g, found = pull(g)
+            gradients = [v.flatten(1) for v in found] + gradients
+        return torch.cat(gradients, dim=1)
 
     def _part_direction(
         self,
@@ -179,7 +185,7 @@ class FlatNetwork:
         students = len(weights)
         x = self._inputs(images)
         dx: Tensor | None = None
-        pulls: list[Pull] = []
+        pulls: list[DualPull] = []
         for slot in self._slots:
             x, dx, pull = dual_layer(
                 slot.layer,
