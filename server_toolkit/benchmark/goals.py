@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from server_toolkit.benchmark.results import Place, Results, difference, recovery
 
-Status = Literal["met", "not met", "not measured"]
+Status = Literal["met", "not met", "undecided"]
 
 RECOVERY_WANTED = 0.6
 CLEAN_LOSS_ALLOWED = 0.05
@@ -91,7 +91,7 @@ def _over_datasets(
     findings = [(place[0], find(place)) for place in places]
     by_dataset: dict[str, list[Status]] = {}
     for dataset, finding in findings:
-        if finding.status != "not measured":
+        if finding.status != "undecided":
             by_dataset.setdefault(dataset, []).append(finding.status)
     met = [d for d, statuses in by_dataset.items() if set(statuses) == {"met"}]
     measured = f"{len(met)} of {len(by_dataset)} data sets measured"
@@ -100,7 +100,7 @@ def _over_datasets(
     status: Status = "met" if len(met) >= DATASETS_NEEDED else "not met"
     summary = f"{status} on {measured}; {DATASETS_NEEDED} are needed"
     if status == "not met" and len(by_dataset) < DATASETS_NEEDED:
-        status = "not measured"
+        status = "undecided"
         summary = f"undecided: met on {measured}, and {DATASETS_NEEDED} are needed"
     return Goal(name, statement, status, summary, tuple(f for _, f in findings))
 
@@ -109,14 +109,14 @@ def _recovery(results: Results, place: Place) -> Finding:
     ours, floor = results.find(place, "trajsyn_noise"), results.find(place, "fedavg")
     share = None if ours is None else recovery(results, ours)
     if ours is None or floor is None or share is None:
-        return Finding(where(place), "not measured", "trajsyn_noise, fedavg or client_at missing")
+        return Finding(where(place), "undecided", "trajsyn_noise, fedavg or client_at missing")
     spread = share.spread
     if spread is None:
         return Finding(
-            where(place), "not measured", "client_at gains too little over fedavg for a ratio"
+            where(place), "undecided", "client_at gains too little over fedavg for a ratio"
         )
     loss = floor.spread("clean").mean - ours.spread("clean").mean
-    enough = spread.mean >= RECOVERY_WANTED and loss <= CLEAN_LOSS_ALLOWED
+    enough = _reaches(spread.mean, RECOVERY_WANTED) and _reaches(-loss, -CLEAN_LOSS_ALLOWED)
     text = (
         f"recovery {spread.mean:.2f}{_range(spread.interval, 1)}, clean {-100 * loss:+.1f} points"
     )
@@ -129,12 +129,12 @@ def _above_control(results: Results, place: Place) -> Finding:
         ours = results.find(place, "trajsyn_server_set", size)
         control = results.find(place, "server_set_only", size)
         if ours is None or control is None:
-            return Finding(where(place), "not measured", f"no figures with {size} a class")
+            return Finding(where(place), "undecided", f"no figures with {size} a class")
         robust = difference(ours, control, "autoattack")
         clean = difference(ours, control, "clean")
         if robust is None or clean is None:
-            return Finding(where(place), "not measured", f"no common seed with {size} a class")
-        enough &= robust.seeds.mean >= GAIN_OVER_CONTROL and clean.seeds.mean >= 0
+            return Finding(where(place), "undecided", f"no common seed with {size} a class")
+        enough &= _reaches(robust.seeds.mean, GAIN_OVER_CONTROL) and _reaches(clean.seeds.mean, 0)
         texts.append(
             f"with {size} a class AutoAttack {100 * robust.seeds.mean:+.1f}"
             f"{_range(robust.seeds.interval, 100)}, clean {100 * clean.seeds.mean:+.1f}"
@@ -163,7 +163,7 @@ def _published(results: Results) -> Goal:
         if not known:
             continue
         best, title = max(known, key=lambda pair: pair[0].mean)
-        status: Status = "met" if best.mean >= wanted else "not met"
+        status: Status = "met" if _reaches(best.mean, wanted) else "not met"
         statuses.setdefault(network.split("-")[0], []).append(status)
         text = (
             f"best method {title} {100 * best.mean:+.1f}{_range(best.interval, 100)} points, "
@@ -190,10 +190,15 @@ def _published_verdict(
     if failed:
         return "not met", f"not met by the {', '.join(failed)}"
     if not statuses:
-        return "not measured", "CIFAR-10 at 2/255 was not run"
+        return "undecided", "CIFAR-10 at 2/255 was not run"
     if unmeasured:
-        return "not measured", f"met by the {', '.join(statuses)}; not measured: {unmeasured}"
+        return "undecided", f"met by the {', '.join(statuses)}; not measured: {unmeasured}"
     return "met", "met by both networks"
+
+
+def _reaches(value: float, wanted: float) -> bool:
+    """Compare means of shares, whose last binary digit decides nothing."""
+    return value >= wanted - 1e-9
 
 
 def where(place: Place) -> str:
