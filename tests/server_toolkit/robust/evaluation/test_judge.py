@@ -96,3 +96,78 @@ def test_unfit_images_are_refused(images, labels, message):
 def test_unfit_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         judge(threshold_model(), IMAGES, LABELS, **{"epsilon": 0.1, **options})
+
+
+def without_gradient(model):
+    return lambda x: model(x).detach()
+
+
+def test_a_model_without_gradients_is_attacked_by_transfer_and_by_square():
+    model = threshold_model()
+    judgement = judge(
+        without_gradient(model), IMAGES, LABELS, epsilon=0.06, surrogate=model, square_queries=100
+    )
+    names = [(o.name, o.source) for o in judgement.outcomes]
+    assert names == [
+        ("clean", "none"),
+        ("fgsm_transfer", "transfer"),
+        ("pgd_transfer", "transfer"),
+        ("square", "scores"),
+    ]
+    np.testing.assert_array_equal(judgement.robust, np.abs(np.array(LEVELS) - 0.5) > 0.06)
+
+
+def test_robust_is_the_worst_over_transfer_and_square_for_each_image():
+    # The surrogate finds nothing at all; Square alone moves images, and only it counts.
+    useless = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    for parameter in useless.parameters():
+        torch.nn.init.zeros_(parameter)
+    judgement = judge(
+        without_gradient(threshold_model()), IMAGES, LABELS, epsilon=0.06, surrogate=useless,
+        attacks="fgsm", square_queries=300,
+    )  # fmt: skip
+    assert judgement.correct("fgsm_transfer").all()
+    np.testing.assert_array_equal(judgement.robust, judgement.correct("square"))
+    assert judgement.robust.sum() < len(LABELS)
+
+
+def test_without_a_surrogate_square_is_all_there_is():
+    judgement = judge(
+        without_gradient(threshold_model()), IMAGES, LABELS, epsilon=0.06, attacks="standard",
+        square_queries=50,
+    )  # fmt: skip
+    assert [o.name for o in judgement.outcomes] == ["clean", "square"]
+
+
+def test_the_standard_attacks_agree_with_the_formula():
+    judgement = judge(
+        threshold_model(), IMAGES, LABELS, epsilon=0.06, attacks="standard", square_queries=20
+    )
+    robust = np.abs(np.array(LEVELS) - 0.5) > 0.06
+    for name in ("cw_linf", "autoattack"):
+        np.testing.assert_array_equal(judgement.correct(name), robust)
+    # Four equal pixels must move by the margin each: twice the margin in l2.
+    expected = 2 * np.abs(np.array(LEVELS) - 0.5)
+    np.testing.assert_allclose(judgement.outcome("cw_l2").distances, expected, rtol=0.02)
+    record = judgement.to_dict()["attacks"][-1]
+    assert list(record["left_after"].values())[-1] == robust.sum()
+
+
+def test_in_the_l2_ball_the_margin_is_twice_as_long():
+    judgement = judge(
+        threshold_model(), IMAGES, LABELS, epsilon=0.12, norm="l2", attacks="standard",
+        square_queries=20,
+    )  # fmt: skip
+    robust = np.abs(np.array(LEVELS) - 0.5) > 0.06
+    for name in ("apgd_ce", "cw_l2", "autoattack"):
+        np.testing.assert_array_equal(judgement.correct(name), robust)
+
+
+def test_examples_are_what_the_attack_made_and_what_the_model_said():
+    model = threshold_model()
+    examples = judge(model, IMAGES, LABELS, epsilon=0.06).outcome("pgd").examples
+    assert sorted(e.index for e in examples) == [2, 3]
+    for example in examples:
+        change = np.abs(example.adversarial - IMAGES[example.index]).max()
+        assert 0.02 < change <= 0.06 + 1e-6
+        assert example.predicted == 1 - LABELS[example.index]
