@@ -262,6 +262,8 @@ class SubjectPlan:
             "spec": self._subject.spec.to_dict(),
             "server_images": size,
         }
+        if config.label_source == "ensemble":
+            settings["ensemble"] = [self._recipe.ensemble_size, self._recipe.ensemble_from]
         if size:
             settings["data"] = self._data
         return Piece(

@@ -56,8 +56,9 @@ class Recipe:
     """What all hardened arms of a run share.
 
     `distill` is for sets that start without real images, `distill_server_set` for those that
-    start from the server's; their start, seed and number of classes come from the arm. Beside a
-    proxy set the real images are repeated until they are about as many.
+    start from the server's; their seed, and the attack size of `harden`, come from the cell. With
+    label source "ensemble" the teachers are `ensemble_size` models of the federation's path, from
+    the share `ensemble_from` of its rounds to the newest.
     """
 
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -65,6 +66,8 @@ class Recipe:
         default_factory=lambda: DistillConfig(start="server_set")
     )
     harden: HardenConfig = field(default_factory=HardenConfig)
+    ensemble_size: int = 4
+    ensemble_from: float = 0.5
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
@@ -77,5 +80,7 @@ class Recipe:
             "distill": self.distill.to_dict(),
             "distill_server_set": self.distill_server_set.to_dict(),
             "harden": self.harden.to_dict(),
+            "ensemble_size": self.ensemble_size,
+            "ensemble_from": self.ensemble_from,
             "schedule": asdict(self.schedule),
         }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.training.dataset import Dataset
 from models.layout import Flat
 from models.networks import build_model, flat_parameters
 from server_toolkit.benchmark.federate import compute_federate, final_weights
@@ -18,7 +19,6 @@ from server_toolkit.benchmark.proxy_makers import MAKERS, MakerInput
 from server_toolkit.benchmark.store import Outcome, Record
 from server_toolkit.benchmark.workplace import Workplace, Workshop
 from server_toolkit.distill.config import DistillConfig
-from server_toolkit.distill.initial_images import ServerSet
 from server_toolkit.distill.segments import Trajectories
 from server_toolkit.distill.tensor_file import Array
 from server_toolkit.robust.harden import HardenConfig, HardenProgress, harden
@@ -80,43 +80,43 @@ def compute_harden(place: Workplace) -> Outcome:
     config = HardenConfig(**settings["config"])
     inputs = place.piece.inputs
     proxies = [store.tensors(p) for name, p in inputs.items() if name.startswith("proxy")]
-    images, labels = training_set(
-        proxies,
-        place.server_set(),
-        soft=config.label_source == "learned",
-        classes=place.spec.classes,
-    )
+    server_set = place.server_set()
+    real = None
+    if proxies:
+        images = np.concatenate([proxy["images"] for proxy in proxies])
+        kind = "labels" if config.label_source == "learned" else "hard_labels"
+        labels: Labels = np.concatenate([proxy[kind] for proxy in proxies])
+        if server_set is not None:
+            real = Dataset(server_set.images, server_set.labels, place.spec.classes)
+    else:
+        assert server_set is not None
+        images, labels = server_set.images, server_set.labels
     result = harden(
         place.spec,
         final_weights(store, inputs["start"]),
         images,
         labels,
+        real=real,
         config=config,
-        teacher=final_weights(store, inputs["teacher"]),
+        teacher=_teachers(place, config),
         checkpoint=store.checkpoint(place.piece),
         progress=_ticker(place),
         device=place.device,
     )
-    return Outcome({"images": len(images)}, {"weights": result.weights})
+    count = len(images) + (0 if real is None else len(real))
+    return Outcome({"images": count}, {"weights": result.weights})
 
 
-def training_set(
-    proxies: list[dict[str, Array]], server_set: ServerSet | None, *, soft: bool, classes: int
-) -> tuple[npt.NDArray[np.float32], Labels]:
-    """Return the images and labels of all sources together.
-
-    Beside synthetic images the real ones are repeated until they are about as many: measured
-    better than once each (docs/robustness.md).
-    """
-    pixels = [proxy["images"] for proxy in proxies]
-    labels = [proxy["labels" if soft else "hard_labels"] for proxy in proxies]
-    if server_set is not None:
-        count = sum(len(p) for p in pixels)
-        times = max(1, round(count / len(server_set.images)))
-        pixels += [server_set.images] * times
-        given = server_set.labels
-        labels += [np.eye(classes, dtype=np.float32)[given] if soft else given] * times
-    return np.concatenate(pixels), np.concatenate(labels)
+def _teachers(place: Workplace, config: HardenConfig) -> list[Flat]:
+    """Return the teacher's weights, or for an ensemble those of some rounds up to it."""
+    teacher = place.piece.inputs["teacher"]
+    if config.label_source == "ensemble" and teacher.kind == "federate":
+        begin, end = teacher.settings["rounds"]
+        size, share = place.piece.settings["ensemble"]
+        numbers = np.linspace(max(begin, round(share * end)), end, size).round()
+        path = place.store.tensors(teacher)
+        return [path[f"global/{number}"] for number in sorted({int(n) for n in numbers})]
+    return [final_weights(place.store, teacher)]
 
 
 def compute_centralise(place: Workplace) -> Outcome:

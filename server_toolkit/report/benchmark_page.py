@@ -38,6 +38,8 @@ tr.method td { background: #eaf4fb; } tr.floor td, tr.ceiling td { color: #444; 
 .figures > div { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: .6rem; } .figures h4 { margin: .1rem .3rem .3rem; }
 .beaten { color: #a33000; font-weight: 600; }
+td, td small { white-space: nowrap; } td:first-child small, table.goals td, table.goals small,
+td.words { white-space: normal; }
 pre { white-space: pre-wrap; font-size: .8rem; }
 """
 
@@ -143,17 +145,18 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
         shown = f'<span class="beaten">{shown}</span>' if mean < 0 else shown
         rows.append(
             f"<tr><td>{escaped(_where(entry))}</td>"
-            f"<td>{escaped(entry['arm'])} ({entry['server_images']}) − {escaped(entry['control'])}"
-            f"</td><td>{shown}<br><small>{_interval(robust['over_seeds']['interval'])}</small></td>"
+            f"<td>{escaped(entry['arm'])} ({entry['server_images']})<br>"
+            f"<small>− {escaped(entry['control'])}</small></td>"
+            f"<td>{shown}<br><small>{_interval(robust['over_seeds']['interval'])}</small></td>"
             f"<td><small>{_interval(robust['over_images']['interval'])}</small></td>"
             f"<td>{100 * clean['over_seeds']['mean']:+.1f}</td>"
-            f"<td>{escaped(robust['verdict'])}</td></tr>"
+            f'<td class="words">{escaped(robust["verdict"])}</td></tr>'
         )
     if not rows:
         return "<p>No method was measured beside its control yet.</p>"
     heads = (
-        "where", "method (real images a class) − control", "AutoAttack, points<br>over seeds",
-        "over images", "clean, points", "under AutoAttack it is",
+        "where", "method (real images a class)<br>− control", "AutoAttack, points<br>over seeds",
+        "over<br>images", "clean,<br>points", "under AutoAttack it is",
     )  # fmt: skip
     return _table(heads, rows)
 
@@ -205,8 +208,9 @@ def _arms(rows: Sequence[Row]) -> str:
             f"{_recovery(row['recovery'])}{_device_cost(cost)}<td>{cost['server_s']:.0f}</td></tr>"
         )
     heads = (
-        "arm", "clean, %", "PGD, %", "AutoAttack, %", "worst class<br>AutoAttack, %",
-        "recovery", "device cost", "server, s",
+        "arm (real images a class)", "clean, %", "PGD, %", "AutoAttack, %",
+        "worst class<br>AutoAttack, %",
+        "recovery", "device<br>cost", "server,<br>s",
     )  # fmt: skip
     return _table(heads, cells)
 
@@ -224,7 +228,7 @@ def _recovery(share: Mapping[str, Any] | None) -> str:
     if share is None:
         return "<td><small>not measured</small></td>"
     if share["mean"] is None:
-        return "<td><small>undefined: client_at gains too little</small></td>"
+        return "<td><small>undefined</small></td>"
     interval = share["interval"]
     shown = "" if interval is None else f"<br><small>{interval[0]:.2f} to {interval[1]:.2f}</small>"
     left_out = ""
@@ -237,7 +241,7 @@ def _recovery(share: Mapping[str, Any] | None) -> str:
 def _device_cost(cost: Mapping[str, Any]) -> str:
     relative = cost["relative_to_fedavg"]
     if not relative["passes"]:
-        return "<td><small>none: no devices</small></td>"
+        return "<td><small>none</small></td>"
     seconds = "" if not relative["seconds"] else f"<br><small>({relative['seconds']:.1f}×)</small>"
     return f"<td>{relative['passes']:.1f}×{seconds}</td>"
 
