@@ -21,7 +21,7 @@ from server_toolkit.distill.tensor_file import read_tensor_file, write_tensor_fi
 from server_toolkit.errors import ConfigError
 
 MAX_FILE_BYTES = 2**32
-COUNTERS = ("iteration", "adam_count", "restores", "restores_in_a_row", "rate_scale", "best_loss")
+COUNTERS = ("iteration", "adam_count", "step_cuts", "rate_cuts", "rate_scale", "best_loss")
 LEARNED = ("images", "label_logits", "log_step")
 
 
@@ -40,8 +40,8 @@ class DistillState:
     losses: list[float]
     iteration: int = 0
     adam_count: int = 0
-    restores: int = 0
-    restores_in_a_row: int = 0
+    step_cuts: int = 0
+    rate_cuts: int = 0
     rate_scale: float = 1.0
     best_loss: float = math.inf
 
@@ -58,15 +58,14 @@ class DistillState:
 
     def remember_best(self, loss: float) -> None:
         """Keep the present values as those to come back to."""
-        self.best, self.best_loss, self.restores_in_a_row = _copies(self.values), loss, 0
+        self.best, self.best_loss = _copies(self.values), loss
+        self.step_cuts = self.rate_cuts = 0
 
     def restore_best(self) -> None:
         """Return to the best values with fresh moments."""
         self.values = _copies(self.best)
         self.first_moments, self.second_moments = _moments(self.best), _moments(self.best)
         self.adam_count = 0
-        self.restores += 1
-        self.restores_in_a_row += 1
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Tensor], str]]:
         """Yield every tensor as its name in a file, the dict that holds it and its key there."""

@@ -16,7 +16,7 @@ WINDOW = 20  # iterations between two looks at the mean loss, and between two ch
 RISE = 1.5  # a window's mean this many times the best one counts as divergence
 EXPLODED = 100.0  # a student that never moves has a loss of 1
 MAX_CUT_BITS = 16
-MAX_RESTORES = 6  # in a row, without a better window in between
+MAX_CUTS = 6  # of either kind in a row, without a better window in between
 
 
 def guard_against_divergence(state: DistillState, loss: float) -> str | None:
@@ -27,7 +27,7 @@ def guard_against_divergence(state: DistillState, loss: float) -> str | None:
     doing: its step size is cut. Otherwise a loss that is not finite, or a window whose mean has
     risen, cuts the learning rates. Every cut in a row is the square of the one before (1/2, 1/4,
     1/16 ...), so that rates wrong by many powers of ten are brought back in a few attempts. Raises
-    `DistillationError` after `MAX_RESTORES` in a row.
+    `DistillationError` after `MAX_CUTS` of one kind in a row.
     """
     untouched = state.adam_count <= 1  # nothing was updated before this loss
     if untouched and not loss <= EXPLODED and "log_step" in state.values:
@@ -35,8 +35,8 @@ def guard_against_divergence(state: DistillState, loss: float) -> str | None:
     if not math.isfinite(loss):
         return _restore(state, _flew_off(loss))
     if state.iteration % WINDOW == 0:
-        window = [x for x in state.losses[-WINDOW:] if math.isfinite(x)]
-        mean = float(np.mean(window))
+        # What came before a return says nothing about the present values.
+        mean = float(np.mean(state.losses[-min(WINDOW, max(1, state.adam_count)) :]))
         expected = _expected(state)
         if mean > RISE * expected:
             return _restore(state, f"the matching loss rose from {expected:.3f} to {mean:.3f}")
@@ -53,23 +53,28 @@ def _expected(state: DistillState) -> float:
     """Return the best window's mean, or what the first window must not exceed by much."""
     if math.isfinite(state.best_loss):
         return state.best_loss
-    return max(1.0, *(x for x in state.losses[:1] if math.isfinite(x)))
+    # The first loss since the start or the last return, before anything was updated.
+    first = state.losses[-state.adam_count] if state.adam_count else math.inf
+    return max(1.0, first)
 
 
 def _restore(state: DistillState, reason: str, *, cut_step: bool = False) -> str:
-    if state.restores_in_a_row >= MAX_RESTORES:
+    cuts = state.step_cuts if cut_step else state.rate_cuts
+    if cuts >= MAX_CUTS:
         raise DistillationError(
-            f"{reason} at iteration {state.iteration}, after {MAX_RESTORES} returns to the best "
+            f"{reason} at iteration {state.iteration}, after {MAX_CUTS} returns to the best "
             "values with lower rates; lower the learning rates or initial_step_size, or choose "
             "other rounds"
         )
-    cut = 2.0 ** min(2**state.restores_in_a_row, MAX_CUT_BITS)
+    cut = 2.0 ** min(2**cuts, MAX_CUT_BITS)
     state.restore_best()
     if cut_step:
-        state.values["log_step"] -= math.log(cut)
-        state.best["log_step"] -= math.log(cut)
+        state.step_cuts += 1
+        for values in (state.values, state.best):
+            values["log_step"] -= math.log(cut)
         remedy = f"step size divided by {cut:g}"
     else:
+        state.rate_cuts += 1
         state.rate_scale /= cut
         remedy = f"learning rates divided by {cut:g}"
     event = f"{reason}; back to the best values, {remedy}"

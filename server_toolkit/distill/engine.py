@@ -14,7 +14,12 @@ import numpy.typing as npt
 import torch
 
 from models import ModelSpec, layout_of
-from server_toolkit.distill.checkpoint import load_state, run_fingerprint, save_state
+from server_toolkit.distill.checkpoint import (
+    DistillState,
+    load_state,
+    run_fingerprint,
+    save_state,
+)
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.divergence import WINDOW, guard_against_divergence
 from server_toolkit.distill.initial_images import Images, ServerSet, initial_images
@@ -145,11 +150,18 @@ def distill(
             "devices": sorted(trajectories.device_path),
             "seed": config.seed,
             "config": config.to_dict(),
-            "match_loss": float(np.mean(state.losses[-WINDOW:])) if state.losses else None,
+            "match_loss": _final_loss(state),
             "start": config.start,
             "software": f"trajsyn {importlib.metadata.version('trajsyn')}",
         },
     )
+
+
+def _final_loss(state: DistillState) -> float | None:
+    """Return the mean loss of the last iterations that led to the present values."""
+    if state.adam_count:
+        return float(np.mean(state.losses[-min(WINDOW, state.adam_count) :]))
+    return state.best_loss if math.isfinite(state.best_loss) else None
 
 
 def segments_of(

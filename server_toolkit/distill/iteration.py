@@ -28,6 +28,9 @@ from server_toolkit.distill.windows import curriculum_end
 
 BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.99, 1e-8
 LOG_STEP_RANGE = (-10.0, 2.0)
+# How far one iteration may move a pixel (or what stands for it), a label logit, and log α. The
+# default rates stay far below; with rates that are absurd it is what remains of them.
+LARGEST_MOVE = {"images": 0.5, "label_logits": 2.0, "log_step": math.log(1.25)}
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def _adam(state: DistillState, name: str, gradient: Tensor, rate: float) -> None
     first.mul_(BETA_1).add_(gradient, alpha=1 - BETA_1)
     second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
     scale = (second / (1 - BETA_2**state.adam_count)).sqrt().add_(ADAM_EPSILON)
-    state.values[name] -= rate / (1 - BETA_1**state.adam_count) * first / scale
+    move = rate / (1 - BETA_1**state.adam_count) * first / scale
+    state.values[name] -= move.clamp_(-LARGEST_MOVE[name], LARGEST_MOVE[name])
 
 
 def current_images(state: DistillState, run: Run) -> Images:
