@@ -146,8 +146,8 @@ def _gradients(e: Evidence) -> Iterator[Flag]:
             yield Flag(
                 name,
                 "doubt",
-                f"{what} break {_pc(fell)} of the images that all attacks tried had left: the loss "
-                "is rugged or the attacks stopped early, and more effort would find more.",
+                f"{what} break {_pc(fell)} more of the images, all of which the attacks tried had "
+                "left: the loss is rugged or they stopped early, and more effort finds more.",
             )
     if g.at_large_epsilon > p.guessing + SEARCH_SLACK:
         yield Flag(
