@@ -40,6 +40,10 @@ class SimulationPlan:
     precision: str = "fp32"
     settings: FederationSettings
 
+    def __post_init__(self) -> None:
+        if self.precision != "fp32" and self.settings.engine == "stacked":
+            raise ConfigError("the stacked engine computes in fp32; int8 needs the native one")
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
