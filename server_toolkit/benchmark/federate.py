@@ -117,6 +117,7 @@ def _federation_settings(place: Workplace) -> FederationSettings:
         learning_rate=fleet["learning_rate"],
         momentum=fleet["momentum"],
         seed=settings["data"]["seed"],
+        encoding=settings["encoding"],
         run="benchmark",
         device=place.device,
     )

@@ -94,14 +94,13 @@ def _over_datasets(
         if finding.status != "undecided":
             by_dataset.setdefault(dataset, []).append(finding.status)
     met = [d for d, statuses in by_dataset.items() if set(statuses) == {"met"}]
-    measured = f"{len(met)} of {len(by_dataset)} data sets measured"
+    summary = f"met on {len(met)} of {len(by_dataset)} data sets measured"
     if met:
-        measured += f" ({', '.join(met)})"
+        summary += f" ({', '.join(met)})"
+    summary += f"; {DATASETS_NEEDED} are needed"
     status: Status = "met" if len(met) >= DATASETS_NEEDED else "not met"
-    summary = f"{status} on {measured}; {DATASETS_NEEDED} are needed"
     if status == "not met" and len(by_dataset) < DATASETS_NEEDED:
         status = "undecided"
-        summary = f"undecided: met on {measured}, and {DATASETS_NEEDED} are needed"
     return Goal(name, statement, status, summary, tuple(f for _, f in findings))
 
 

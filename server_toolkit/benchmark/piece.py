@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-PieceKind = Literal["federate", "proxy", "harden", "centralise", "evaluate"]
+PieceKind = Literal["federate", "proxy", "harden", "evaluate"]
 
 # Raised when the code changes what a piece of the same settings gives, so that no result of the
 # old code is taken for one of the new.

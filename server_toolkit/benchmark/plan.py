@@ -134,16 +134,7 @@ class SubjectPlan:
         if arm.training == "federated_adversarial":
             return self._federated(partition, epsilon)
         if arm.training == "central_adversarial":
-            piece = Piece(
-                kind="centralise",
-                settings={
-                    "data": self._data,
-                    "spec": self._subject.spec.to_dict(),
-                    "epsilon": epsilon,
-                    "fleet": asdict(self._fleet),
-                },
-                label=self._label(arm.name, 0, "all data", epsilon),
-            )
+            piece = self._central(epsilon)
             return Model(piece, server=(piece,))
         return self._hardened(partition, epsilon, arm, size)
 
@@ -156,6 +147,13 @@ class SubjectPlan:
             partition, self._before, self._fleet.rounds, epsilon=epsilon, start=first, state=first
         )
         return Model(rest, (first, rest))
+
+    def _central(self, epsilon: float) -> Piece:
+        """Return adversarial training of one device that has all images, on the server."""
+        alone = replace(self._fleet, devices=1)
+        return self._training(
+            "iid", (0, self._fleet.rounds), alone, epsilon=epsilon, encoding="fp32", inputs={}
+        )
 
     def _hardened(self, partition: str, epsilon: float, arm: Arm, size: int) -> Model:
         """Return the model of the recipe's schedule, the same for methods and controls."""
@@ -199,25 +197,43 @@ class SubjectPlan:
         rate = self._fleet.learning_rate
         if begin >= self._before and late_rate is not None:
             rate = late_rate
-        objective = "plain" if epsilon is None else "pgd"
-        inputs = {name: p for name, p in (("start", start), ("state", state)) if p is not None}
-        steps = 0 if epsilon is None else self._fleet.attack_steps
-        text = "" if epsilon is None else f", adversarial ε={epsilon:.4g}"
+        return self._training(
+            partition,
+            (begin, end),
+            replace(self._fleet, learning_rate=rate),
+            epsilon=epsilon,
+            encoding="int8",
+            inputs={name: p for name, p in (("start", start), ("state", state)) if p is not None},
+        )
+
+    def _training(
+        self,
+        partition: str,
+        rounds: tuple[int, int],
+        fleet: Fleet,
+        *,
+        epsilon: float | None,
+        encoding: str,
+        inputs: dict[str, Piece],
+    ) -> Piece:
+        """Return federated rounds; with `epsilon` adversarial ones."""
+        adversarial = "" if epsilon is None else f", adversarial ε={epsilon:.4g}"
+        place = self._place(partition if fleet.devices > 1 else "all data")
         return Piece(
             kind="federate",
             settings={
                 "data": self._data,
                 "spec": self._subject.spec.to_dict(),
                 "partition": partition,
-                "fleet": asdict(replace(self._fleet, learning_rate=rate, attack_steps=steps)),
-                "objective": objective,
+                "fleet": asdict(fleet if epsilon is not None else replace(fleet, attack_steps=0)),
+                "encoding": encoding,
+                "objective": "plain" if epsilon is None else "pgd",
                 "epsilon": 0.0 if epsilon is None else epsilon,
-                "rounds": [begin, end],
-                "keep_devices": self._recipe.distill.segment != "fleet"
-                or self._recipe.distill_server_set.segment != "fleet",
+                "rounds": list(rounds),
+                "keep_devices": epsilon is None and self._recipe.needs_device_paths,
             },
             inputs=inputs,
-            label=f"{self._place(partition)}: rounds {begin} to {end}{text}",
+            label=f"{place}: rounds {rounds[0]} to {rounds[1]}{adversarial}",
         )
 
     def _proxy(

@@ -74,6 +74,11 @@ class Recipe:
         if self.distill.start == "server_set" or self.distill_server_set.start != "server_set":
             raise ConfigError("distill must start without real images, distill_server_set from it")
 
+    @property
+    def needs_device_paths(self) -> bool:
+        """Whether distillation reads single devices' weights, not the fleet's alone."""
+        return any(c.segment != "fleet" for c in (self.distill, self.distill_server_set))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return {

@@ -33,6 +33,7 @@ def find_warnings(
             f"Unfinished: {work['done']} of {work['total']} pieces of work are done, so arms and "
             "seeds are missing. Run the same command again to carry on."
         )
+    warnings += _beaten(results)
     for place in results.places():
         warnings += _at(results, place)
     warnings += remarks
@@ -50,6 +51,25 @@ def _failures(failures: Sequence[tuple[str, str]]) -> Iterator[str]:
     for error, labels in by_error.items():
         more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
         yield f"{labels[0]}{more} failed: {error}"
+
+
+def _beaten(results: Results) -> Iterator[str]:
+    """Yield in how many comparisons a method loses to its control."""
+    found = [
+        gap
+        for row in results.rows.values()
+        for control in [results.control_of(row)]
+        if control is not None
+        for gap in [difference(row, control, "autoattack")]
+        if gap is not None
+    ]
+    below = [gap for gap in found if gap.seeds.mean < 0]
+    if below:
+        sure = sum(gap.verdict.startswith("worse") for gap in below)
+        yield (
+            f"The control beats its method in {len(below)} of {len(found)} comparisons under "
+            f"AutoAttack, in {sure} of them by more than the images' own spread."
+        )
 
 
 def _at(results: Results, place: Place) -> Iterator[str]:

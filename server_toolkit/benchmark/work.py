@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from edge_sdk.training.dataset import Dataset
 from models.layout import Flat
-from models.networks import build_model, flat_parameters
 from server_toolkit.benchmark.federate import compute_federate, final_weights
 from server_toolkit.benchmark.judging import compute_evaluate
 from server_toolkit.benchmark.piece import Piece
@@ -119,38 +117,6 @@ def _teachers(place: Workplace, config: HardenConfig) -> list[Flat]:
     return [final_weights(place.store, teacher)]
 
 
-def compute_centralise(place: Workplace) -> Outcome:
-    """PGD adversarial training on all devices' images, with as many passes as the devices make."""
-    settings = place.piece.settings
-    fleet, devices = settings["fleet"], place.split().devices
-    seed = settings["data"]["seed"]
-    epochs = fleet["rounds"] * fleet["epochs"]
-    config = HardenConfig(
-        label_source="hard",
-        epsilon=settings["epsilon"],
-        attack_steps=fleet["attack_steps"],
-        steps=math.ceil(epochs * len(devices) / fleet["batch_size"]),
-        batch_size=fleet["batch_size"],
-        learning_rate=fleet["learning_rate"],
-        momentum=fleet["momentum"],
-        clean_weight=0.0,
-        mix_probability=0.0,
-        shift_pixels=0,
-        seed=seed,
-    )
-    result = harden(
-        place.spec,
-        flat_parameters(build_model(place.spec, seed=seed)),
-        devices.images,
-        devices.labels,
-        config=config,
-        checkpoint=place.store.checkpoint(place.piece),
-        progress=_ticker(place),
-        device=place.device,
-    )
-    return Outcome({"images": len(devices)}, {"weights": result.weights})
-
-
 def _ticker(place: Workplace) -> Callable[[HardenProgress], None]:
     return lambda _state: place.tick()
 
@@ -159,6 +125,5 @@ WORK: dict[str, Callable[[Workplace], Outcome]] = {
     "federate": compute_federate,
     "proxy": compute_proxy,
     "harden": compute_harden,
-    "centralise": compute_centralise,
     "evaluate": compute_evaluate,
 }

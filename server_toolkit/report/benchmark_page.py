@@ -37,9 +37,9 @@ tr.method td { background: #eaf4fb; } tr.floor td, tr.ceiling td { color: #444; 
   margin-top: 1rem; }
 .figures > div { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: .6rem; } .figures h4 { margin: .1rem .3rem .3rem; }
-.beaten { color: #a33000; font-weight: 600; }
+td.better b { color: #00724f; } td.worse b { color: #a33000; } .words { white-space: normal; }
 td, td small { white-space: nowrap; } td:first-child small, table.goals td, table.goals small,
-td.words { white-space: normal; }
+td small.words { white-space: normal; }
 pre { white-space: pre-wrap; font-size: .8rem; }
 """
 
@@ -137,28 +137,42 @@ def _pill(status: str) -> str:
 
 
 def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for entry in comparisons:
-        robust, clean = entry["autoattack"], entry["clean"]
-        mean = robust["over_seeds"]["mean"]
-        shown = f"{100 * mean:+.1f}"
-        shown = f'<span class="beaten">{shown}</span>' if mean < 0 else shown
-        rows.append(
-            f"<tr><td>{escaped(_where(entry))}</td>"
-            f"<td>{escaped(entry['arm'])} ({entry['server_images']})<br>"
-            f"<small>− {escaped(entry['control'])}</small></td>"
-            f"<td>{shown}<br><small>{_interval(robust['over_seeds']['interval'])}</small></td>"
-            f"<td><small>{_interval(robust['over_images']['interval'])}</small></td>"
-            f"<td>{100 * clean['over_seeds']['mean']:+.1f}</td>"
-            f'<td class="words">{escaped(robust["verdict"])}</td></tr>'
-        )
-    if not rows:
+    """Return one row a place, one column a method and size of the server set."""
+    if not comparisons:
         return "<p>No method was measured beside its control yet.</p>"
-    heads = (
-        "where", "method (real images a class)<br>− control", "AutoAttack, points<br>over seeds",
-        "over<br>images", "clean,<br>points", "under AutoAttack it is",
-    )  # fmt: skip
-    return _table(heads, rows)
+    columns = sorted({(e["server_images"], e["arm"], e["control"]) for e in comparisons})
+    heads = [
+        f"{escaped(arm)}{f' ({size})' if size else ''}<br><small>− {escaped(control)}</small>"
+        for size, arm, control in columns
+    ]
+    cells = {
+        (_where(e), (e["server_images"], e["arm"], e["control"])): _comparison(e)
+        for e in comparisons
+    }
+    rows = [
+        f"<tr><td>{escaped(place)}</td>"
+        + "".join(cells.get((place, column), "<td></td>") for column in columns)
+        + "</tr>"
+        for place in dict.fromkeys(map(_where, comparisons))
+    ]
+    return (
+        _table(("AutoAttack points, method − control", *heads), rows)
+        + "<p class=soft>Large: the mean over seeds. Below: its 95 % interval over seeds, the "
+        "interval over images, the difference in clean points, and what that allows to say.</p>"
+    )
+
+
+def _comparison(entry: Mapping[str, Any]) -> str:
+    robust, clean = entry["autoattack"], entry["clean"]
+    mean = robust["over_seeds"]["mean"]
+    kind = robust["verdict"].split()[0]
+    return (
+        f'<td class="{escaped(kind)}"><b>{100 * mean:+.1f}</b><br>'
+        f"<small>seeds {_interval(robust['over_seeds']['interval'])}<br>"
+        f"images {_interval(robust['over_images']['interval'])}<br>"
+        f"clean {100 * clean['over_seeds']['mean']:+.1f}<br></small>"
+        f'<small class="words">{escaped(robust["verdict"])}</small></td>'
+    )
 
 
 def _dataset(name: str, rows: Sequence[Row], pictures: Sequence[Pictures]) -> str:
