@@ -55,8 +55,8 @@ def evaluate(
     epsilon: Annotated[
         str | None,
         typer.Option(
-            help="Attack sizes such as 0.1,8/255 for pixels in [0, 1]; default: [evaluate] "
-            "epsilons, or what is usual for --dataset.",
+            help="Attack sizes such as 0.1,8/255 for pixels in [0, 1]; default: the fleet's "
+            "evaluate.epsilons, or what is usual for --dataset.",
             metavar="E[,E...]",
         ),
     ] = None,
@@ -109,10 +109,13 @@ def evaluate(
             metavar="MODEL",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the attacks and of --count.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the attacks and of --count; default: 0.")
+    ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images attacked at once; larger on a GPU.")
-    ] = 256,
+        int | None,
+        typer.Option(min=1, help="Images attacked at once; larger on a GPU; default: 256."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -148,12 +151,17 @@ def evaluate(
     models = [*(model or []), *(name or [])]
     if not models:
         raise ConfigError("which model? Give names of the fleet's models or model files")
+    if data is not None and dataset is None:
+        raise ConfigError(f"--data {data} holds the files of which data set? Give --dataset")
     if sum(choice is not None for choice in (on, images, dataset)) > 1:
         raise ConfigError("choose one of --on, --images and --dataset")
     interrupt_on_sigterm()
     from server_toolkit.stages.subjects import is_file
 
-    told = (attacks, norm, epsilon, curve, images, dataset, count, transfer_from, keep, report)
+    told = (
+        attacks, norm, epsilon, curve, images, dataset, count, network, transfer_from, seed,
+        batch_size, keep, report,
+    )  # fmt: skip
     if all(option is None for option in told) and not any(is_file(m) for m in models):
         _record(_open(config), models, on, json_file, choose_device(device, threads=threads))
         return
@@ -167,14 +175,10 @@ def evaluate(
     needs_fleet = not all(map(is_file, [*models, *([transfer_from] if transfer_from else [])]))
     workspace = _open(config) if needs_fleet or (images is None and dataset is None) else None
     judge = _images(workspace, models, on, images, dataset, data)
-    if epsilon is None and workspace is not None and ball == "linf" and dataset is None:
-        sizes = workspace.config.evaluate.epsilons
+    if epsilon is not None:
+        sizes = assess.parse_sizes(epsilon, "--epsilon")
     else:
-        sizes = (
-            assess.parse_sizes(epsilon, "--epsilon")
-            if epsilon
-            else assess.default_sizes(judge, ball)
-        )
+        sizes = assess.default_sizes(judge, ball, workspace)
     lender = None if transfer_from is None else _subjects(workspace, transfer_from, network)[0]
     subjects = [s for m in models for s in _subjects(workspace, m, network, lender)]
     for subject in reversed(subjects):  # all take the same images
@@ -184,10 +188,10 @@ def evaluate(
         epsilons=sizes,
         attacks=attacks or "quick",
         curve=_curve(curve or ("none" if report is None else "auto"), sizes),
-        seed=seed,
-        batch_size=batch_size,
+        seed=seed or 0,
+        batch_size=batch_size or 256,
     )
-    judge = assess.drawn(fitted, count or len(fitted.labels), seed=seed)
+    judge = assess.drawn(fitted, count or len(fitted.labels), seed=settings.seed)
     torch_device = choose_device(device, threads=threads)
     kept = keep or assess.keep_folder(workspace)
     assessed = []

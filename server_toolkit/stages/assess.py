@@ -207,10 +207,15 @@ def parse_sizes(text: str, option: str) -> tuple[float, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def default_sizes(judge: Judge, norm: Norm) -> tuple[float, ...]:
-    """Return the usual sizes for a named data set; raises `ConfigError` where nothing is usual."""
+def default_sizes(judge: Judge, norm: Norm, workspace: Workspace | None) -> tuple[float, ...]:
+    """Return the usual l∞ sizes for a named data set, else those of the fleet's [evaluate].
+
+    Raises `ConfigError` where nothing is usual.
+    """
     if norm == "linf" and judge.kind == "dataset" and judge.name in THREAT_MODELS:
         return THREAT_MODELS[judge.name]
+    if norm == "linf" and workspace is not None:
+        return workspace.config.evaluate.epsilons
     usual = ", ".join(
         f"{name} {' and '.join(f'{size:.3g}' for size in sizes)}"
         for name, sizes in THREAT_MODELS.items()

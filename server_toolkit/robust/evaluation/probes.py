@@ -22,7 +22,10 @@ SAMPLE = 200  # images that a probe looks at
 RESTARTS = 5
 LONG_STEPS = 100
 LARGE_STEPS = 50
-_SAME = 1e-4  # outputs that differ by less of their largest size differ by rounding
+# Shares of the largest output that rounding explains. Other batches take other kernels, which may
+# round to ten bits on a GPU and meet other rounding edges in an int8 file.
+_REPEATED = 1e-3
+_OTHER_BATCH = 2e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +113,8 @@ def probe(
         clean_at_other_scale={
             name: _share(answer(scale(x)).argmax(1) == y) for name, scale in OTHER_SCALES.items()
         },
-        changed_when_repeated=_changed(logits, answer(x)),
-        changed_in_other_batch=_changed(logits[:16], answer(x[:16], 1)),
+        changed_when_repeated=_changed(logits, answer(x), _REPEATED),
+        changed_in_other_batch=_changed(logits[:16], answer(x[:16], 1), _OTHER_BATCH),
         look_like_probabilities=_probabilities(logits),
         gradients=gradients,
     )
@@ -168,10 +171,10 @@ def _share(mask: Tensor) -> float:
     return float(mask.float().mean()) if len(mask) else 0.0
 
 
-def _changed(first: Tensor, second: Tensor) -> float:
+def _changed(first: Tensor, second: Tensor, tolerance: float) -> float:
     """Return the share of images whose outputs differ by more than rounding."""
     size = first.abs().amax().clamp(min=1e-12)
-    return _share((first - second).abs().amax(1) > _SAME * size)
+    return _share((first - second).abs().amax(1) > tolerance * size)
 
 
 def _probabilities(logits: Tensor) -> bool:

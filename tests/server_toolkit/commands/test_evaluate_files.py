@@ -161,6 +161,7 @@ def test_a_named_data_set_brings_its_images(files):
         (("model.safetensors", "--norm", "l1"), "unknown norm 'l1'; choose linf or l2"),
         (("model.safetensors", "--epsilon", "8/0"), "--epsilon '8/0' is no attack size"),
         (("model.safetensors", "--on", "test_set"), "choose one of --on, --images and --dataset"),
+        (("model.safetensors", "--data", "/"), "--data / holds the files of which data set"),
         (("missing.safetensors",), "missing.safetensors"),
         (("undescribed.safetensors",), "describe it in undescribed.toml"),
         (("test.npz.onnx",), "no ONNX model"),
