@@ -50,28 +50,32 @@ def recovery_bars(rows: Sequence[Row]) -> str:
 
 
 def clean_against_robust(rows: Sequence[Row]) -> str:
-    """Return clean against AutoAttack accuracy: right is accurate, up is robust."""
+    """Return clean against AutoAttack accuracy; numbers are the sizes of the server set."""
     figure, axes = _axes("AutoAttack accuracy, %")
     axes.set_xlabel("clean accuracy, %")
     axes.grid(axis="x", alpha=0.25)
-    for row in rows:
-        clean, robust = (row["measures"][name] for name in ("clean", "autoattack"))
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = sorted((r for r in rows if r["arm"] == arm), key=lambda r: int(r["server_images"]))
+        clean, robust = ([r["measures"][n] for r in own] for n in ("clean", "autoattack"))
+        places = [(100 * c["mean"], 100 * a["mean"]) for c, a in zip(clean, robust, strict=True)]
         axes.errorbar(
-            100 * clean["mean"],
-            100 * robust["mean"],
-            xerr=_half_widths(clean["pooled"], clean["mean"]),
-            yerr=_half_widths(robust["pooled"], robust["mean"]),
-            fmt=MARKERS[row["role"]],
-            color=colour_of(row["arm"]),
-            ms=8,
-            elinewidth=0.7,
+            [x for x, _ in places],
+            [y for _, y in places],
+            xerr=_bars(clean),
+            yerr=_bars(robust),
+            fmt=f"{MARKERS[own[0]['role']]}:",
+            color=colour_of(arm),
+            ms=7,
+            lw=0.8,
+            elinewidth=0.5,
+            label=arm,
         )
-        axes.annotate(
-            row["title"], (100 * clean["mean"], 100 * robust["mean"]), (6, 5),
-            textcoords="offset points", fontsize=7.5,
-        )  # fmt: skip
+        for row, place in zip(own, places, strict=True):
+            if row["server_images"]:
+                text, offset = str(row["server_images"]), (6, 4)
+                axes.annotate(text, place, offset, textcoords="offset points", fontsize=8)
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.16)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return as_svg(figure)
 
 
@@ -93,11 +97,10 @@ def over_server_images(rows: Sequence[Row]) -> str:
         places = [ticks[row["server_images"]] for row in own]
         measures = [row["measures"]["autoattack"] for row in own]
         middle = [100 * m["mean"] for m in measures]
-        halves = [_half_widths(m["pooled"], m["mean"]) for m in measures]
         axes.errorbar(
             places,
             middle,
-            yerr=[[h[i][0] for h in halves] for i in (0, 1)],
+            yerr=_bars(measures),
             color=colour_of(arm),
             marker=MARKERS[own[0]["role"]],
             label=arm,
@@ -116,8 +119,7 @@ def over_server_images(rows: Sequence[Row]) -> str:
 def worst_class_bars(rows: Sequence[Row]) -> str:
     """Return AutoAttack accuracy of the worst class beside that of all."""
     figure, axes = _axes("AutoAttack accuracy, %")
-    ordered = [r for r in rows if r["role"] in REFERENCES]
-    ordered += _beside_controls([r for r in rows if r["role"] not in REFERENCES])
+    ordered = in_reading_order(rows)
     for place, row in enumerate(ordered):
         measure = row["measures"]["autoattack"]
         worst, colour = measure["worst_class"], colour_of(row["arm"])
@@ -133,6 +135,12 @@ def worst_class_bars(rows: Sequence[Row]) -> str:
 def colour_of(arm: str) -> str:
     """Return an arm's colour, the same in every figure."""
     return COLOURS.get(arm, MORE_COLOURS[sum(arm.encode()) % len(MORE_COLOURS)])
+
+
+def in_reading_order(rows: Sequence[Row]) -> list[Row]:
+    """Return the references first, then every method behind its control."""
+    references = [row for row in rows if row["role"] in REFERENCES]
+    return references + _beside_controls([row for row in rows if row["role"] not in REFERENCES])
 
 
 def _beside_controls(rows: Sequence[Row]) -> list[Row]:
@@ -173,10 +181,11 @@ def _error(axes: Axes, place: float, middle: float, interval: Sequence[float] | 
         )
 
 
-def _half_widths(accuracy: Mapping[str, float], middle: float) -> list[list[float]]:
-    """Return what matplotlib takes: how far an interval reaches below and above, in points."""
-    low, high = accuracy["low"], accuracy["high"]
-    return [[100 * max(0.0, middle - low)], [100 * max(0.0, high - middle)]]
+def _bars(measures: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Return how far the intervals over images reach below and above the means, in points."""
+    below = [100 * max(0.0, m["mean"] - m["pooled"]["low"]) for m in measures]
+    above = [100 * max(0.0, m["pooled"]["high"] - m["mean"]) for m in measures]
+    return [below, above]
 
 
 def _has(share: Mapping[str, Any] | None) -> bool:

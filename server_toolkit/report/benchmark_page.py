@@ -9,6 +9,7 @@ from typing import Any
 from server_toolkit.benchmark.goals import in_255ths
 from server_toolkit.report.benchmark_figures import (
     clean_against_robust,
+    in_reading_order,
     over_server_images,
     recovery_bars,
     worst_class_bars,
@@ -210,7 +211,7 @@ def _place(rows: Sequence[Row]) -> str:
 
 def _arms(rows: Sequence[Row]) -> str:
     cells = []
-    for row in rows:
+    for row in in_reading_order(rows):
         measures, cost = row["measures"], row["cost"]
         worst = measures["autoattack"]["worst_class"]
         cells.append(
