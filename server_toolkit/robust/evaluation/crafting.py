@@ -60,7 +60,7 @@ def craft(
     progress: PartProgress | None = None,
 ) -> Crafted:
     """Attack a batch `(N, C, H, W) float32 in [0, 1]` on `model`; `seed` fixes what is random."""
-    batch, epsilon, norm = len(images), settings.epsilon, settings.norm
+    epsilon, norm = settings.epsilon, settings.norm
     if attack == "fgsm":
         return Crafted(attacks.fgsm(model, images, labels, epsilon=epsilon))
     if attack == "pgd":
@@ -71,11 +71,11 @@ def craft(
         return Crafted(end)
     if attack == "autoattack":
         whole = attacks.autoattack(
-            model, images, labels, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch,
+            model, images, labels, epsilon=epsilon, norm=norm, seed=seed,
             square_queries=settings.square_queries, progress=progress,
         )  # fmt: skip
         return Crafted(whole.adversarial, whole.robust, whole.broken_by)
-    options: dict[str, Any] = dict(batch_size=batch)
+    options: dict[str, Any] = {}
     if attack != "cw_l2":  # which looks for the nearest, however far
         options["epsilon"] = epsilon
     if attack not in ("cw_l2", "cw_linf"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.fast_pooling import use_fast_pooling
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask
@@ -57,9 +59,9 @@ def judge(
 ) -> Judgement:
     """Return which images `model` gets right, clean and under every attack of size `epsilon`.
 
-    `model` gives logits `(N, classes)` for images `(N, C, H, W) float32 in [0, 1]`; an `nn.Module`
-    is moved to `device` and put into evaluation mode. `attacks` is "quick", "standard", a list with
-    commas, or a sequence of names. Only images with the right clean answer are attacked, and an
+    `model` gives logits `(N, classes)` for images `(N, C, H, W) float32 in [0, 1]`; of an
+    `nn.Module` a copy is judged, on `device` and in evaluation mode. `attacks` is "quick",
+    "standard", a list with commas, or a sequence of names. Only images with the right clean answer are attacked, and an
     image stays right under an attack if the answer to the attacked one is right too.
 
     A model whose outputs carry no gradient is attacked with images made on `surrogate`, where there
@@ -156,8 +158,13 @@ def check_images(images: Images, labels: Labels) -> None:
 
 
 def ready(model: Model, device: str | torch.device) -> Model:
-    """Return a module on `device` in evaluation mode, any other callable as it is."""
-    return model.to(device).eval() if isinstance(model, nn.Module) else model
+    """Return a copy of a module, on `device`, in evaluation mode; any other callable as it is."""
+    if not isinstance(model, nn.Module):
+        return model
+    copy = deepcopy(model).to(device).eval()
+    if torch.device(device).type == "cpu":
+        use_fast_pooling(copy)  # the same to the bit
+    return copy
 
 
 def has_gradient(model: Model, images: Tensor) -> bool:
