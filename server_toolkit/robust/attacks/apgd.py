@@ -6,7 +6,7 @@ from torch import Tensor
 
 from server_toolkit.robust.attacks.apgd_ascent import Ascent
 from server_toolkit.robust.attacks.losses import cross_entropies, dlr, targeted_dlr
-from server_toolkit.robust.attacks.model import BATCH_SIZE, Model
+from server_toolkit.robust.attacks.model import Model
 from server_toolkit.robust.attacks.result import AttackResult, Norm
 from server_toolkit.robust.attacks.working_set import Standing, likeliest_wrong, seeded
 
@@ -24,7 +24,7 @@ def apgd_ce(
     steps: int = STEPS,
     restarts: int = 1,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack `images` `(N, C, H, W) float32 in [0, 1]` by AutoPGD on the cross-entropy.
 
@@ -47,7 +47,7 @@ def apgd_dlr(
     steps: int = STEPS,
     restarts: int = 1,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack as `apgd_ce` does, on the difference of logits ratio."""
     standing = Standing(model, images, labels, batch_size=batch_size)
@@ -67,7 +67,7 @@ def apgd_t(
     steps: int = STEPS,
     targets: int = TARGETS,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack as `apgd_ce` does, on the targeted difference of logits ratio.
 

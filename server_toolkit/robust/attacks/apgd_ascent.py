@@ -66,7 +66,7 @@ class Ascent:
     epsilon: float
     norm: Norm
     steps: int
-    batch_size: int
+    batch_size: int | None
     generator: torch.Generator
 
     def run(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server_toolkit.robust.attacks.apgd import apgd_ce, apgd_t
 from server_toolkit.robust.attacks.fab import fab_t
-from server_toolkit.robust.attacks.model import BATCH_SIZE, Model, predict
+from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.attacks.result import AttackResult, AutoAttackResult, Norm
 from server_toolkit.robust.attacks.square import QUERIES, square
 from server_toolkit.robust.attacks.working_set import wrong
@@ -28,7 +28,7 @@ def autoattack(
     epsilon: float,
     norm: Norm = "linf",
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     square_queries: int = QUERIES,
     progress: Progress | None = None,
 ) -> AutoAttackResult:

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from server_toolkit.robust.attacks.geometry import as_column, lengths, project
 from server_toolkit.robust.attacks.losses import margins
-from server_toolkit.robust.attacks.model import BATCH_SIZE, Model, loss_gradients
+from server_toolkit.robust.attacks.model import Model, loss_gradients
 from server_toolkit.robust.attacks.result import AttackResult
 from server_toolkit.robust.attacks.working_set import Standing, drop_fallen, seeded, wrong
 
 LINF_STEPS = 20
 L2_STEPS = 100
 SEARCHES = 9
-LEARNING_RATE = 0.01  # in the space of the inverse of tanh
-FIRST_C = 1e-2
+LEARNING_RATE = 0.1  # the 0.01 of the paper is for 10,000 steps and gets nowhere in 100
+FIRST_C = 1.0
 HARDER = 10.0  # times c, as long as no c has worked
-INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at pixels of 0 and 1
+INSIDE = 0.999  # keeps the inverse of tanh within reach of pixels of 0 and 1
 DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-8  # Adam's
 
 
@@ -32,7 +32,7 @@ def cw_linf(
     steps: int = LINF_STEPS,
     step_size: float | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack `images` `(N, C, H, W) float32 in [0, 1]` by PGD on the margin, from a uniform start.
 
@@ -81,7 +81,7 @@ def cw_l2(
     searches: int = SEARCHES,
     learning_rate: float = LEARNING_RATE,
     first_c: float = FIRST_C,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Look for the misclassified image nearest to each of `images` in l2.
 
@@ -146,7 +146,7 @@ class _Searchers:
 
 
 def _descend(
-    model: Model, state: _Searchers, step: int, learning_rate: float, batch_size: int
+    model: Model, state: _Searchers, step: int, learning_rate: float, batch_size: int | None
 ) -> None:
     """Look at the current points, then take Adam's step number `step` (from 1)."""
     squashed = torch.tanh(state.w)

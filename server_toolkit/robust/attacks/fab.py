@@ -12,7 +12,7 @@ from torch import Tensor
 
 from server_toolkit.robust.attacks.geometry import as_column, lengths, random_start
 from server_toolkit.robust.attacks.hyperplane import to_hyperplane
-from server_toolkit.robust.attacks.model import BATCH_SIZE, Model, loss_gradients, predict
+from server_toolkit.robust.attacks.model import Model, loss_gradients, predict
 from server_toolkit.robust.attacks.result import AttackResult, Norm
 from server_toolkit.robust.attacks.working_set import (
     Standing,
@@ -41,7 +41,7 @@ def fab_t(
     targets: int = TARGETS,
     restarts: int = 1,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack `images` `(N, C, H, W) float32 in [0, 1]` by targeted FAB.
 
@@ -84,7 +84,7 @@ def _advance(
     standing: Standing,
     epsilon: float,
     norm: Norm,
-    batch_size: int,
+    batch_size: int | None,
 ) -> _Walkers:
     """Take one step, drop the images that fell, and pull misclassified points towards theirs."""
     point = _beyond_boundary(model, state, norm, batch_size)
@@ -97,7 +97,7 @@ def _advance(
     return drop_fallen(state, standing, fell, state.current)
 
 
-def _beyond_boundary(model: Model, state: _Walkers, norm: Norm, batch_size: int) -> Tensor:
+def _beyond_boundary(model: Model, state: _Walkers, norm: Norm, batch_size: int | None) -> Tensor:
     """Return the points one step beyond the boundary between label and target, linearised.
 
     A mean of the projections of the point and of the clean image, which keeps it near the latter.

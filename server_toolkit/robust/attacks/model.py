@@ -12,8 +12,9 @@ from server_toolkit.errors import ConfigError
 Model = Callable[[Tensor], Tensor]
 """Maps images `(N, C, H, W) float32 in [0, 1]` to logits `(N, classes)`."""
 
-BATCH_SIZE = 128
-"""Images that go through the model at once, unless told otherwise."""
+CPU_BATCH, GPU_BATCH = 64, 512
+"""Images that go through the model at once, unless told otherwise: what fits a CPU's caches, and
+what keeps a GPU busy."""
 
 Loss = Callable[..., Tensor]
 """Maps logits `(N, classes)`, labels, and what else it needs of each image, to one loss an image
@@ -43,12 +44,12 @@ def loss_gradient(
 
 
 def loss_gradients(
-    model: Model, images: Tensor, loss: Loss, *labels: Tensor, batch_size: int
+    model: Model, images: Tensor, loss: Loss, *labels: Tensor, batch_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `loss_gradient` does for any number of images, `batch_size` at a time."""
+    """Return what `loss_gradient` does, for any number of images."""
     parts = [
         loss_gradient(model, images[part], loss, *(label[part] for label in labels))
-        for part in slices(len(images), batch_size)
+        for part in slices(images, batch_size)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -56,15 +57,17 @@ def loss_gradients(
     return torch.cat(logits), torch.cat(losses), torch.cat(gradients)
 
 
-def slices(count: int, batch_size: int) -> Iterator[slice]:
-    """Split `count` images into the fewest batches of at most `batch_size`, all about as large."""
-    batches = -(-count // batch_size)
+def slices(images: Tensor, batch_size: int | None) -> Iterator[slice]:
+    """Split the images into the fewest batches of at most `batch_size`, all about as large."""
+    size = batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
+    count = len(images)
+    batches = -(-count // size)
     for batch in range(batches):
         yield slice(batch * count // batches, (batch + 1) * count // batches)
 
 
-def predict(model: Model, images: Tensor, *, batch_size: int) -> Tensor:
+def predict(model: Model, images: Tensor, *, batch_size: int | None) -> Tensor:
     """Return the logits of any number of images, without gradients."""
     with torch.no_grad():
-        parts = [model(images[part]) for part in slices(len(images), batch_size)]
+        parts = [model(images[part]) for part in slices(images, batch_size)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

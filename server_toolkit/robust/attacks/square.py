@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from server_toolkit.robust.attacks.losses import margins
-from server_toolkit.robust.attacks.model import BATCH_SIZE, Model, predict
+from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.attacks.result import AttackResult, Norm
 from server_toolkit.robust.attacks.square_proposals import (
     Proposal,
@@ -37,7 +37,7 @@ def square(
     queries: int = QUERIES,
     p_init: float = P_INIT,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> AttackResult:
     """Attack `images` `(N, C, H, W) float32 in [0, 1]` by random search on the margin.
 
@@ -113,7 +113,7 @@ def _draws(queries: int, images: Tensor, generator: torch.Generator) -> Iterator
         yield from torch.rand(size, generator=generator).to(images.device)
 
 
-def _try(model: Model, state: _Searchers, proposal: Proposal, batch_size: int) -> None:
+def _try(model: Model, state: _Searchers, proposal: Proposal, batch_size: int | None) -> None:
     """Ask the model about the proposals and keep those that raise the loss or turn the answer."""
     rows, candidates = proposal
     if len(rows) == 0:

@@ -21,7 +21,9 @@ class Standing:
     stand and stay as they are.
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, *, batch_size: int) -> None:
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, *, batch_size: int | None
+    ) -> None:
         self.logits = predict(model, images, batch_size=batch_size)
         self.robust = ~wrong(self.logits, labels)
         self.adversarial = images.clone()
