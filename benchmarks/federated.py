@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import idx_files
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.protocol.updates import decode_update, encode_update
 from edge_sdk.runtime import ProgramFile
-from edge_sdk.training import Dataset, make_partition, train
+from edge_sdk.training import Dataset, make_partition
 from models import ModelSpec
-from server_toolkit.rounds.fedavg import federated_average
+from server_toolkit.datasets import load_dataset
+from server_toolkit.simulate import Federation, FederationSettings
 
 MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training images
 SETTINGS = (
@@ -67,9 +66,9 @@ def spec_of(width: int, depth: int = 3) -> ModelSpec:
 
 def load_images(directory: Path, spec: ModelSpec, test_images: int) -> tuple[Dataset, Dataset]:
     """Return all training images and the first `test_images` of the others."""
-    test = idx_files.load(directory, "test").fit_to(spec)
-    train_set = idx_files.load(directory, "train").fit_to(spec)
-    return train_set, test.subset(np.arange(min(test_images, len(test))))
+    data = load_dataset("fashion_mnist", directory)
+    test = data.test.fit_to(spec)
+    return data.train.fit_to(spec), test.subset(np.arange(min(test_images, len(test))))
 
 
 def make_fleet(
@@ -105,27 +104,22 @@ def run_rounds(
 
     Without `feedback` what an update leaves out is lost. `order` 1 has other batches than 0.
     """
-    layout, weights = program.layout, fleet.start
-    residuals: list[Flat | None] = [None] * len(fleet.devices)
+    settings = FederationSettings(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        momentum=args.momentum,
+        seed=seed,
+        encoding=encoding,
+        run=f"order-{order}",
+        engine="native",
+        micro_batch=program.micro_batch,
+    )
+    federation = Federation(program.spec, fleet.devices, settings, program=program)
+    weights = fleet.start
     for number in range(args.rounds):
-        updates, sizes = [], []
-        for i, dataset in enumerate(fleet.devices):
-            result = train(
-                program,
-                weights,
-                dataset,
-                epochs=args.epochs,
-                batch_size=args.batch_size,
-                learning_rate=args.learning_rate,
-                momentum=args.momentum,
-                seed=seed + 1000 * (order + 2 * (number * len(fleet.devices) + i)),
-                threads=1,
-            )
-            update = result.weights - weights
-            encoded = encode_update(update, layout, encoding, residual=residuals[i])
-            if feedback:
-                residuals[i] = encoded.residual
-            sizes.append(len(encoded.data))
-            updates.append((result.samples, decode_update(encoded.data, layout, encoding)))
-        weights = federated_average(weights, updates)
-        yield Round(weights, sizes)
+        result = federation.run_round(weights, number)
+        weights = result.weights
+        if not feedback:
+            federation.restore({})
+        yield Round(weights, [len(client.data) for client in result.clients])

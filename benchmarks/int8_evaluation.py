@@ -23,17 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import idx_files
 import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.training import Dataset, load_digits
 from models import ModelSpec
+from server_toolkit.datasets import load_dataset
+from server_toolkit.datasets.catalogue import has_files
 
 SIDE, CHANNELS = 32, 3
 BATCHES, THREADS = (1, 4, 16), (1, 2)
 WARM_UP_S, IMAGES_A_MEASUREMENT = 0.2, 64
-CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
 
 Times = dict[str, dict[str, float]]
 Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -45,20 +45,11 @@ def load(data: Path | None, rng: np.random.Generator) -> tuple[Dataset, Dataset]
         digits = load_digits(SIDE, channels=CHANNELS)
         order = rng.permutation(len(digits))
         return digits.subset(order[:-1000]), digits.subset(order[-1000:])
-    if (data / "test_batch.bin").exists():
-        return cifar(sorted(data.glob("data_batch_*.bin"))), cifar([data / "test_batch.bin"])
-    train, test = (three_channels(idx_files.load(data, p)) for p in ("train", "test"))
-    return train, test
-
-
-def cifar(paths: list[Path]) -> Dataset:
-    """Read CIFAR-10's records: a label byte, then the pixels, channels first."""
-    raw = b"".join(path.read_bytes() for path in paths)
-    if not raw or len(raw) % CIFAR_RECORD_BYTES:
-        raise SystemExit(f"{paths} are no CIFAR-10 records, or they are cut")
-    records = np.frombuffer(raw, np.uint8).reshape(-1, CIFAR_RECORD_BYTES)
-    images = records[:, 1:].reshape(-1, CHANNELS, SIDE, SIDE).astype(np.float32) / np.float32(255)
-    return Dataset(images, records[:, 0].astype(np.int64), 10)
+    if has_files("cifar10", data):
+        colour = load_dataset("cifar10", data)
+        return colour.train, colour.test
+    grey = load_dataset("fashion_mnist", data)
+    return three_channels(grey.train), three_channels(grey.test)
 
 
 def three_channels(data: Dataset) -> Dataset:

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import idx_files
 import numpy as np
 
 from edge_sdk.protocol.updates import decode_update, encode_update
 from edge_sdk.training import train
 from models import ModelSpec, layout_of
+from server_toolkit.datasets import load_dataset
 
 MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's training images
 ENCODINGS = ("fp32", "int8", "int4", "topk-0.1", "topk-0.05", "topk-0.01", "topk-0.001")
@@ -30,7 +30,7 @@ def real_updates(spec: ModelSpec, args: argparse.Namespace) -> list[np.ndarray]:
     from models.networks import build_model, flat_parameters
 
     program = training_program(spec)
-    images = idx_files.load(args.data, "train").fit_to(spec)
+    images = load_dataset("fashion_mnist", args.data).train.fit_to(spec)
     weights, updates = flat_parameters(build_model(spec, seed=0)), []
     for number in range(args.rounds):
         share = np.arange(number * args.images, (number + 1) * args.images)
