@@ -49,7 +49,7 @@ def loss_gradients(
     """Return what `loss_gradient` does, for any number of images."""
     parts = [
         loss_gradient(model, images[part], loss, *(label[part] for label in labels))
-        for part in slices(images, batch_size)
+        for part in _batches(images, batch_size)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -57,17 +57,20 @@ def loss_gradients(
     return torch.cat(logits), torch.cat(losses), torch.cat(gradients)
 
 
-def slices(images: Tensor, batch_size: int | None) -> Iterator[slice]:
-    """Split the images into the fewest batches of at most `batch_size`, all about as large."""
-    size = batch_size or (CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
-    count = len(images)
-    batches = -(-count // size)
+def slices(count: int, batch_size: int) -> Iterator[slice]:
+    """Split `count` images into the fewest batches of at most `batch_size`, all about as large."""
+    batches = -(-count // batch_size)
     for batch in range(batches):
         yield slice(batch * count // batches, (batch + 1) * count // batches)
+
+
+def _batches(images: Tensor, batch_size: int | None) -> Iterator[slice]:
+    usual = CPU_BATCH if images.device.type == "cpu" else GPU_BATCH
+    return slices(len(images), batch_size or usual)
 
 
 def predict(model: Model, images: Tensor, *, batch_size: int | None) -> Tensor:
     """Return the logits of any number of images, without gradients."""
     with torch.no_grad():
-        parts = [model(images[part]) for part in slices(images, batch_size)]
+        parts = [model(images[part]) for part in _batches(images, batch_size)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -61,8 +61,9 @@ def judge(
 
     `model` gives logits `(N, classes)` for images `(N, C, H, W) float32 in [0, 1]`; of an
     `nn.Module` a copy is judged, on `device` and in evaluation mode. `attacks` is "quick",
-    "standard", a list with commas, or a sequence of names. Only images with the right clean answer are attacked, and an
-    image stays right under an attack if the answer to the attacked one is right too.
+    "standard", a list with commas, or a sequence of names. Only images with the right clean answer
+    are attacked, and an image stays right under an attack if the answer to the attacked one is
+    right too.
 
     A model whose outputs carry no gradient is attacked with images made on `surrogate`, where there
     is one, and with Square. Beside a model that has gradients, `surrogate` adds images by transfer.
