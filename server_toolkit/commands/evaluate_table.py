@@ -58,7 +58,7 @@ def show_assessment(result: Result) -> None:
     """Print a table for each attack size, then the flags and what to conclude."""
     from rich.console import Console
 
-    from server_toolkit.report.robustness_words import comparison_sentence, conclusion
+    from server_toolkit.report.robustness_words import comparison_sentence, conclusion, finding
 
     console = Console()
     for index in range(len(result.settings.epsilons)):
@@ -71,6 +71,8 @@ def show_assessment(result: Result) -> None:
         console.print(warning, style="bold red", markup=False, soft_wrap=True)
     for model in result.models:
         console.print(f"\n{model.title}", style="bold", markup=False, soft_wrap=True)
+        for judgement in model.assessment.judgements:
+            console.print(finding(judgement), markup=False, soft_wrap=True)
         console.print(conclusion(model), markup=False, soft_wrap=True)
         for flag in model.assessment.flags:
             style = "red" if flag.level == "doubt" else "yellow"

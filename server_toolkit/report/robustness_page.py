@@ -33,8 +33,10 @@ from server_toolkit.stages.assess import Assessed, Result
 EXAMPLES = 8
 
 _STYLE = """
-.verdict { border-left: 6px solid #009E73; } .verdict.doubt { border-left-color: #D55E00; }
-.verdict.caution { border-left-color: #E69F00; } .card + .card { margin-top: .8rem; }
+section > .card.verdict { border-left: 6px solid #009E73; }
+section > .card.doubt { border-left-color: #D55E00; }
+section > .card.caution { border-left-color: #E69F00; }
+ .card + .card { margin-top: .8rem; }
 .flag { margin: .5rem 0 0; padding-left: 1rem; } .flag b { font-family: ui-monospace, monospace; }
 .doubt .flag.doubt b, .flag.doubt b { color: #a63c00; } .flag.caution b { color: #8a5d00; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr));
@@ -83,10 +85,13 @@ def _warning(result: Result) -> str:
 def _verdict(model: Assessed) -> str:
     flags = model.assessment.flags
     level = flags[0].level if flags else "fine"  # doubts come first
-    findings = "".join(f"<p>{escaped(finding(model, j))}</p>" for j in model.assessment.judgements)
+    findings = "".join(f"<p><b>{escaped(finding(j))}</b></p>" for j in model.assessment.judgements)
+    reliance = f"<p>{escaped(conclusion(model))}</p>{''.join(map(_flag, flags))}"
+    # Where there is doubt, it is read before any number.
+    sentences = reliance + findings if level == "doubt" else findings + reliance
     return (
         f'<div class="card verdict {level}"><h3>{escaped(model.title)}</h3>'
-        f"<p><b>{escaped(conclusion(model))}</b></p>{''.join(map(_flag, flags))}{findings}"
+        f"{sentences}"
         f'<p class="soft">{escaped(model.assessment.how)}</p></div>'
     )
 

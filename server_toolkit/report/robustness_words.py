@@ -67,15 +67,16 @@ def weakest(judgement: Judgement) -> tuple[int, Accuracy]:
     return worst, parts[worst]
 
 
-def finding(model: Assessed, judgement: Judgement) -> str:
-    """Say what one model keeps at one attack size, overall and in its weakest class."""
+def finding(judgement: Judgement) -> str:
+    """Say what an attacker takes from a model at one size, and what its weakest class keeps."""
     worst, kept = weakest(judgement)
     norm = "l∞" if judgement.norm == "linf" else "l2"
+    clean, robust = judgement.accuracy(CLEAN), overall(judgement.robust)
+    lost = 100 * (clean.correct - robust.correct) / max(1, clean.correct)
     return (
-        f"At ε = {judgement.epsilon:.3g} ({norm}) {model.title} keeps "
-        f"{percent(overall(judgement.robust))} of the images right against every attack tried; "
-        f"without attack {percent(judgement.accuracy(CLEAN))}. Its weakest class, {worst}, keeps "
-        f"{percent(kept)}."
+        f"At ε = {judgement.epsilon:.3g} ({norm}) an attacker takes {lost:.0f} % of its right "
+        f"answers: it gets {percent(robust)} right against every attack tried, {percent(clean)} "
+        f"without attack. Its weakest class, {worst}, keeps {percent(kept)}."
     )
 
 
@@ -94,17 +95,18 @@ def conclusion(model: Assessed) -> str:
         return "A loose upper bound: only Square was possible. Good enough to reject a model."
     if assessment.source == "transfer":
         return (
-            "No reason for doubt was found, but this is an upper bound: an attacker who rebuilds "
-            "the gradients of this file may do better."
+            "No reason to doubt these numbers was found, but they are upper bounds: an attacker "
+            "who rebuilds the gradients of this file may do better."
         )
     if "autoattack" not in ran:
         return (
-            "No reason for doubt was found, but only weak attacks were tried: expect less under "
-            "AutoAttack, and judge with --attacks standard before a release."
+            "No reason to doubt these numbers was found, but only weak attacks were tried: expect "
+            "less under AutoAttack, and judge with --attacks standard before a release."
         )
     return (
-        "No reason for doubt was found: attacked with the usual standard in full knowledge of the "
-        "model. It says nothing about larger changes or other kinds, such as rotation or patches."
+        "No reason to doubt these numbers was found: the attacks were the usual standard, in full "
+        "knowledge of the model. They say nothing about larger changes or other kinds, such as "
+        "rotation or patches."
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from server_toolkit.robust.attacks.losses import cross_entropies, margins
-from server_toolkit.robust.attacks.model import Loss, Model, loss_gradient, predict, slices
+from server_toolkit.robust.attacks.model import Loss, Model, loss_gradient, predict
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask
 from server_toolkit.robust.evaluation.crafting import AttackSettings, craft
 from server_toolkit.robust.evaluation.judge import Images, has_gradient, ready
@@ -180,6 +180,10 @@ def _changed(first: Tensor, second: Tensor, tolerance: float) -> float:
 def _probabilities(logits: Tensor) -> bool:
     """Say whether every row is nonnegative and adds up to one."""
     return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _parts(x: Tensor, batch_size: int) -> list[slice]:
+    return [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
 
 
 def _zero_gradients(model: Model, x: Tensor, y: Tensor, loss: Loss, batch_size: int) -> float:

@@ -80,7 +80,7 @@ def test_onnx_files_are_attacked_by_transfer_and_square_and_it_says_so(files):
     assert robust == "".join(
         "1" if set(digits) == {"1"} else "0" for digits in zip(*masks, strict=True)
     )
-    assert "an upper bound" in shown
+    assert "they are upper bounds" in shown
 
 
 def test_an_onnx_file_alone_is_attacked_by_square_and_it_says_so(files):

@@ -69,7 +69,7 @@ def test_a_doubt_comes_before_any_number(tmp_path):
     settings, model = assessed(tmp_path, flat(threshold_model()))
     text = page(settings, model)
     assert "Do not decide on these numbers: one reason" in text
-    assert text.index("probabilities</b> (doubt)") < text.index("keeps")
+    assert text.index("probabilities</b> (doubt)") < text.index("an attacker takes")
     assert 'class="card verdict doubt"' in text
 
 
@@ -89,7 +89,7 @@ def test_an_upper_bound_is_called_one(tmp_path):
         tmp_path, lambda x: hidden(x).detach(), kind="onnx_int8", surrogate=lender
     )
     _, alone = assessed(tmp_path, lambda x: hidden(x).detach(), name="alone", kind="onnx_int8")
-    assert "this is an upper bound" in conclusion(transfer)
+    assert "they are upper bounds" in conclusion(transfer)
     assert "A loose upper bound" in conclusion(alone)
 
 
@@ -97,8 +97,8 @@ def test_the_finding_names_the_weakest_class(tmp_path):
     _, model = assessed(tmp_path, threshold_model())
     judgement = model.assessment.judgements[0]
     robust = int((np.abs(LEVELS - 0.5) > 0.1).sum())
-    assert f"keeps {100 * robust / 48:.1f} % (" in finding(model, judgement)
-    assert "Its weakest class, 0, keeps" in finding(model, judgement)
+    assert f"it gets {100 * robust / 48:.1f} % (" in finding(judgement)
+    assert "Its weakest class, 0, keeps" in finding(judgement)
 
 
 def test_a_difference_is_called_chance_or_more(tmp_path):
