@@ -190,7 +190,7 @@ def _zero_gradients(model: Model, x: Tensor, y: Tensor, loss: Loss, batch_size: 
     """Return the share of images at which the gradient of the loss is exactly zero."""
     zero = [
         (loss_gradient(model, x[part], loss, y[part])[2].flatten(1) == 0).all(1)
-        for part in slices(len(x), batch_size)
+        for part in _parts(x, batch_size)
     ]
     return _share(torch.cat(zero))
 
@@ -206,7 +206,7 @@ def _stands(
 ) -> Tensor:
     """Return which images stand against an attack."""
     parts = []
-    for part in slices(len(x), batch_size):
+    for part in _parts(x, batch_size):
         adversarial = craft(attack, model, x[part], y[part], settings, seed=seed).images
         with torch.no_grad():
             parts.append(model(adversarial).argmax(1) == y[part])
