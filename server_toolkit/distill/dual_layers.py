@@ -185,7 +185,8 @@ def _instance_norm(x: Tensor, dx: Tensor, w: Weights, dw: Weights) -> Dual:
 
 
 def _relu(x: Tensor, dx: Tensor) -> Dual:
-    return x.relu(), gate(dx, x), lambda g, dg: (gate(g, x), gate(dg, x), [])
+    y = x.relu_()  # nobody else needs what an earlier layer returned
+    return y, gate(dx, y), lambda g, dg: (gate(g, y), gate(dg, y), [])
 
 
 def _average_pool(x: Tensor, dx: Tensor, size: int) -> Dual:

@@ -157,7 +157,12 @@ class FlatNetwork:
         pulls: list[Pull] = []
         for slot in self._slots:
             x, pull = plain_layer(
-                slot.layer, x, slot.weights(weights), len(weights), self._product_dtype
+                slot.layer,
+                x,
+                slot.weights(weights),
+                len(weights),
+                self._product_dtype,
+                is_first=not pulls,
             )
             pulls.append(pull)
         return _by_student(x, len(weights)), pulls

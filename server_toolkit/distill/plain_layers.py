@@ -25,15 +25,22 @@ aten = torch.ops.aten
 
 
 def plain_layer(
-    layer: Layer, x: Tensor, w: Weights, students: int, product_dtype: torch.dtype | None
+    layer: Layer,
+    x: Tensor,
+    w: Weights,
+    students: int,
+    product_dtype: torch.dtype | None,
+    *,
+    is_first: bool,
 ) -> tuple[Tensor, Pull]:
     """Return a layer's output at input `x`, and its pull.
 
     `w` holds the layer's weights, each `(S, ...)` in torch's shape. Products are taken in
-    `product_dtype` where one is given.
+    `product_dtype` where one is given. Behind the first layer nobody asks for a gradient: what a
+    convolution's pull returns for it there is not one.
     """
     if isinstance(layer, Convolution):
-        return _convolution(x, w, students, product_dtype)
+        return _convolution(x, w, students, product_dtype, is_first=is_first)
     if isinstance(layer, Linear):
         return _linear(x, w, students, product_dtype)
     if isinstance(layer, InstanceNorm):
@@ -44,11 +51,17 @@ def plain_layer(
     if isinstance(layer, MaxPool):
         y, spread, _ = max_pool(x, layer.size)
         return y, lambda g: (spread(g), [])
-    return x.relu(), lambda g: (gate(g, x), [])
+    y = x.relu_()  # nobody else needs what an earlier layer returned
+    return y, lambda g: (gate(g, y), [])
 
 
 def _convolution(
-    x: Tensor, w: Weights, students: int, product_dtype: torch.dtype | None
+    x: Tensor,
+    w: Weights,
+    students: int,
+    product_dtype: torch.dtype | None,
+    *,
+    is_first: bool,
 ) -> tuple[Tensor, Pull]:
     dtype = x.dtype
     weight, bias = weight_and_bias([v.flatten(0, 1) for v in w], product_dtype)
@@ -56,9 +69,10 @@ def _convolution(
     y = conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=students)
 
     def pull(g: Tensor) -> tuple[Tensor, list[Tensor]]:
-        parts = [True, True, bias is not None]
+        parts = [not is_first, True, bias is not None]
         g_x, *found = convolution_back(for_product(g, product_dtype), x, weight, students, parts)
-        return g_x.to(dtype), [found[index].view(v.shape).to(dtype) for index, v in enumerate(w)]
+        gradients = [found[index].view(v.shape).to(dtype) for index, v in enumerate(w)]
+        return g if is_first else g_x.to(dtype), gradients
 
     return y.to(dtype), pull
 
