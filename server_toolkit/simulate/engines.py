@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edge_sdk.runtime import ProgramFile
 from models import ModelSpec
 from server_toolkit.errors import ConfigError
@@ -9,8 +11,9 @@ from server_toolkit.simulate.local import LocalEngine
 from server_toolkit.simulate.native import NativeEngine
 from server_toolkit.simulate.settings import Engine, FederationSettings
 
-# How many devices share a stack where the settings leave it open; docs/simulator.md says why.
-TOGETHER_ON_CPU, TOGETHER_ON_GPU = 1, 64
+# How many numbers the largest layer of a whole stack may give: on a CPU what still helped in the
+# measurements of docs/simulator.md, on a GPU (1 GiB) what memory allows.
+STACK_NUMBERS_ON_CPU, STACK_NUMBERS_ON_GPU = 300_000, 1 << 28
 
 
 def make_engine(
@@ -26,8 +29,7 @@ def make_engine(
 
         if program is not None and program.ranges:
             raise ConfigError("the stacked engine computes in fp32; int8 needs the native one")
-        on_cpu = settings.device == "cpu"
-        together = settings.together or (TOGETHER_ON_CPU if on_cpu else TOGETHER_ON_GPU)
+        together = settings.together or stack_size(spec, settings)
         return StackedEngine(spec, settings, together=together)
     if program is None:
         from edge_sdk.export import training_program
@@ -45,6 +47,13 @@ def make_engine(
 
         attack_program = export_attack(spec, micro_batch=settings.micro_batch)
     return NativeEngine(settings, program, attack_program)
+
+
+def stack_size(spec: ModelSpec, settings: FederationSettings) -> int:
+    """Return how many devices to train together: many where each is small, else one."""
+    largest = settings.batch_size * max(math.prod(behind) for *_, behind in spec.shapes())
+    on_cpu = settings.device == "cpu"
+    return max(1, (STACK_NUMBERS_ON_CPU if on_cpu else STACK_NUMBERS_ON_GPU) // largest)
 
 
 def chosen_engine(settings: FederationSettings) -> Engine:

@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from models import ModelSpec
 from server_toolkit.errors import ConfigError
 from server_toolkit.simulate import FederationSettings
-from server_toolkit.simulate.engines import chosen_engine
+from server_toolkit.simulate.engines import chosen_engine, stack_size
 from server_toolkit.simulate.local import LocalJob
 from server_toolkit.simulate.native import NativeEngine
 from server_toolkit.simulate.stacked import StackedEngine
@@ -96,3 +97,13 @@ def test_the_devices_runtime_is_chosen_on_a_cpu_and_stacks_on_a_gpu():
     assert chosen_engine(FederationSettings()) == "native"
     assert chosen_engine(FederationSettings(device="cuda:1")) == "stacked"
     assert chosen_engine(FederationSettings(engine="stacked")) == "stacked"
+
+
+def test_small_devices_share_a_stack_and_large_ones_do_not():
+    large = ModelSpec(
+        channels=3, image_size=32, classes=10, width=32, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    few = FederationSettings(batch_size=4, engine="stacked")
+    assert stack_size(CONVNET, few) == 300_000 // (4 * 6 * 8 * 8)
+    assert stack_size(large, FederationSettings(batch_size=32)) == 1
+    assert stack_size(large, FederationSettings(batch_size=32, device="cuda")) == 256
