@@ -92,6 +92,7 @@ class Fourier(Parameterisation):
     # length, times the deviations along them relative to the first.
     AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 2.0, -1.0))
     DEVIATIONS = (1.0, 0.27, 0.125)
+    LOGIT_DEVIATION = 1.25  # pixels then deviate by 1/4
 
     def __init__(self, *, image_size: int, channels: int) -> None:
         side = image_size
@@ -99,8 +100,14 @@ class Fourier(Parameterisation):
         columns = torch.fft.rfftfreq(side, dtype=torch.float64)[None, :]
         frequency = (rows**2 + columns**2).sqrt().clamp(min=1 / side)
         amplitude = 1 / frequency
-        # Parameters of deviation 1 shall give logits of deviation 1, about what photographs have.
-        self._amplitude = (amplitude / amplitude.square().mean().sqrt())[..., None]
+        # Random parameters of deviation 1 shall give what photographs have. All columns but the
+        # first (and the last of an even side) stand for two; a number has a real and an imaginary
+        # part.
+        twice = torch.full((side // 2 + 1,), 2.0, dtype=torch.float64)
+        twice[0] = 1
+        twice[-1] = 1 if side % 2 == 0 else 2
+        variance = 2 * (amplitude.square() * twice).sum() / side**2
+        self._amplitude = (self.LOGIT_DEVIATION * amplitude / variance.sqrt())[..., None]
         self._side = side
         self._mix = torch.eye(channels, dtype=torch.float64)
         if channels == 3:
