@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from server_toolkit.robust import attacks
-from server_toolkit.robust.attacks.model import Model
+from server_toolkit.robust.attacks.model import CPU_BATCH, Model
 from server_toolkit.robust.evaluation.judgement import Norm
 
 
@@ -65,10 +65,16 @@ def craft(
         return Crafted(attacks.fgsm(model, images, labels, epsilon=epsilon))
     if attack == "pgd":
         generator = torch.Generator().manual_seed(seed)
-        end = attacks.pgd(
-            model, images, labels, epsilon=epsilon, steps=settings.steps, generator=generator
-        )
-        return Crafted(end)
+        at_once = CPU_BATCH if images.device.type == "cpu" else len(images)
+        parts = [slice(i, i + at_once) for i in range(0, len(images), at_once)]
+        ends = [
+            attacks.pgd(
+                model, images[part], labels[part], epsilon=epsilon, steps=settings.steps,
+                generator=generator,
+            )
+            for part in parts
+        ]  # fmt: skip
+        return Crafted(torch.cat(ends))
     if attack == "autoattack":
         whole = attacks.autoattack(
             model, images, labels, epsilon=epsilon, norm=norm, seed=seed,
