@@ -34,12 +34,19 @@ def compute_evaluate(place: Workplace) -> Outcome:
     common = {
         "epsilon": epsilon,
         "seed": settings["data"]["seed"],
-        "batch_size": judging["batch_size"],
         "device": place.device,
         "keeper": _Keeper(place),
         "progress": lambda *_: place.tick(),
     }
-    first = judge(model, images, labels, attacks="pgd", steps=judging["pgd_steps"], **common)
+    first = judge(
+        model,
+        images,
+        labels,
+        attacks="pgd",
+        steps=judging["pgd_steps"],
+        batch_size=judging["batch_size"],
+        **common,
+    )
     clean, pgd = first.correct("clean"), first.correct("pgd")
 
     autoattack = pgd[: judging["autoattack_images"]].copy()
@@ -52,6 +59,7 @@ def compute_evaluate(place: Workplace) -> Outcome:
             labels[left],
             attacks="autoattack",
             square_queries=judging["square_queries"],
+            batch_size=judging["autoattack_batch_size"],
             **common,
         )
         autoattack[left] = second.correct("autoattack")

@@ -59,7 +59,8 @@ class Judging:
     autoattack_images: int | None
     pgd_steps: int = 20
     square_queries: int = 5000
-    batch_size: int = 128
+    batch_size: int = 32  # what a CPU's cache holds of a narrow network
+    autoattack_batch_size: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,9 @@ PAPER = Preset(
         ),
         harden=HardenConfig(steps=3000, batch_size=128, attack_steps=10),
     ),
-    judging=Judging(images=None, autoattack_images=1000, batch_size=512),
+    judging=Judging(
+        images=None, autoattack_images=1000, batch_size=1000, autoattack_batch_size=1000
+    ),
 )
 
 TINY = Preset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class Workers:
 
 def _serve(connection: Connection, workshop: Workshop) -> None:
     """Work on what arrives until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 

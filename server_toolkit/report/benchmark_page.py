@@ -65,8 +65,7 @@ _READING = (
 def render_benchmark_page(result: Mapping[str, Any], pictures: Sequence[Pictures]) -> str:
     """Return one HTML document that needs no other file; `result` is the benchmark's JSON."""
     title = f"Robustness benchmark, preset {result['preset']['name']}"
-    body = f"""<style>{_STYLE}</style>
-<h1>{escaped(title)}</h1>
+    body = f"""<h1>{escaped(title)}</h1>
 <p class="lead">What the fleet's model gains in robustness when only the server works, beside
 controls that do the same without the method.</p>
 {_facts(result)}
@@ -80,7 +79,7 @@ controls that do the same without the method.</p>
 {"".join(f"<li>{line}</li>" for line in _READING)}</ul></div></section>
 <section><h2>What was run</h2><div class="card">{_work(result)}</div></section>
 """
-    return document(title, body)
+    return document(title, body, style=_STYLE)
 
 
 def _datasets(rows: Sequence[Row]) -> list[str]:

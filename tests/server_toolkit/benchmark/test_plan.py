@@ -48,6 +48,8 @@ def test_a_schedule_gives_all_arms_the_same_rounds(end_in_round, distil_again):
         spans = rounds(cell)
         assert [begin for begin, _ in spans] == [0] + [end for _, end in spans[:-1]]
         assert spans[-1][1] == preset.fleet.rounds
+        devices_keep = [piece.inputs["state"].key for piece in cell.federated[1:]]
+        assert devices_keep == [piece.key for piece in cell.federated[:-1]]
         rates = {
             p.settings["rounds"][0]: p.settings["fleet"]["learning_rate"] for p in cell.federated
         }
