@@ -57,6 +57,8 @@ class DistillConfig:
     initial_step_size: float = 0.1
     learn_labels: bool = True
     image_average: float = 0.0
+    mixed_precision: bool = False
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -30,10 +30,10 @@ from server_toolkit.distill.iteration import (
     current_labels,
     initial_state,
     iterate,
+    network_of,
     parameterisation_of,
 )
 from server_toolkit.distill.label_start import last_points, smoothed_labels, teacher_labels
-from server_toolkit.distill.matching import FlatNetwork
 from server_toolkit.distill.proxy_set import ProxySet
 from server_toolkit.distill.ranks import ALONE, Ranks
 from server_toolkit.distill.segments import Segment, Trajectories, list_segments
@@ -92,7 +92,7 @@ def distill(
         seed=config.seed,
         server_set=server_set,
     )
-    network = FlatNetwork(spec, device=device)
+    network = network_of(config, spec, device=device)
     images = torch.from_numpy(start).to(device)
     if config.label_start == "teacher":
         teachers = last_points(trajectories, config.teacher_points)

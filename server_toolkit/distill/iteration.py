@@ -54,6 +54,18 @@ class SegmentMatch:
     skipped: bool
 
 
+def network_of(
+    config: DistillConfig, spec: ModelSpec, *, device: str | torch.device
+) -> FlatNetwork:
+    """Return the network that the students train."""
+    return FlatNetwork(
+        spec,
+        device=device,
+        product_dtype=torch.bfloat16 if config.mixed_precision else None,
+        compiled=config.compiled,
+    )
+
+
 def parameterisation_of(config: DistillConfig, spec: ModelSpec) -> Parameterisation:
     """Return what is learned in place of pixels."""
     if config.parameterisation == "low_resolution":

@@ -121,7 +121,12 @@ def _peak_of_one_iteration(config: DistillConfig, spec: ModelSpec, *, on_cpu: bo
     with torch.device("meta"), PeakOfStorages() as peak:
         run = Run(
             config,
-            FlatNetwork(spec, device="meta", part_bytes=CPU_PART_BYTES if on_cpu else None),
+            FlatNetwork(
+                spec,
+                device="meta",
+                product_dtype=torch.bfloat16 if config.mixed_precision else None,
+                part_bytes=CPU_PART_BYTES if on_cpu else None,
+            ),
             (Segment(weights, weights, "", 0),),
             parameterisation_of(config, spec),
             together=not on_cpu,

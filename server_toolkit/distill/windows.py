@@ -39,8 +39,11 @@ class RoundStatistics:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+        """Return JSON-ready values; devices in full agreement have no finite signal: None."""
+        values = asdict(self)
+        if self.signal is not None and math.isinf(self.signal):
+            values["signal"] = None
+        return values
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_ADVICE = (
     "choose a smaller batch_size (on a GPU fewer segments_per_iteration, too), "
-    "fewer images_per_class, or fewer student_steps"
+    "fewer images_per_class or fewer student_steps"
 )
 
 

@@ -2,41 +2,17 @@
 
 import numpy as np
 import pytest
-import torch
 
 from models import ModelSpec, layout_of
-from models.networks import build_model, flat_parameters
-from server_toolkit.distill.checkpoint import DistillState
 from server_toolkit.distill.config import DistillConfig
-from server_toolkit.distill.divergence import guard_against_divergence
 from server_toolkit.distill.engine import distill
 from server_toolkit.distill.initial_images import ServerSet, initial_images
 from server_toolkit.distill.segments import Trajectories
 from server_toolkit.errors import ConfigError, DistillationError
 
-SPEC = ModelSpec(channels=1, image_size=8, classes=3, width=4, depth=2, mean=(0.3,), std=(0.4,))
+from .conftest import SPEC
+
 FAST = dict(iterations=45, images_per_class=2, batch_size=4, student_steps=3, last_round=None)
-
-
-@pytest.fixture(scope="module")
-def trajectories():
-    """Three rounds of one device that learns to tell three bright places apart."""
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.random((60, 1, 8, 8), np.float32)) * 0.3
-    labels = torch.arange(60) % 3
-    for image, label in zip(images, labels, strict=True):
-        image[0, :, 3 * label : 3 * label + 2] += 0.6
-    model = build_model(SPEC, seed=0)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    path = {0: flat_parameters(model)}
-    for t in range(3):
-        for _ in range(10):
-            loss = torch.nn.functional.cross_entropy(model(images), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        path[t + 1] = flat_parameters(model)
-    return Trajectories(path, {"a": {t: path[t + 1] for t in range(3)}})
 
 
 def same(first, second):
@@ -70,13 +46,29 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [5, 20, 33, 45])
-def test_killed_run_resumes_to_bit_identical_images(trajectories, tmp_path, killed_at):
+EVERYTHING = dict(
+    segments_per_iteration=2,
+    student_momentum=0.5,
+    augmentation=("crop", "color"),
+    parameterisation="fourier",
+    image_average=0.9,
+    label_start="teacher",
+    teacher_points=2,
+    start="noise+structured",
+    window="auto",
+    curriculum_rounds=1,
+    skip_above=1.5,
+)
+
+
+@pytest.mark.parametrize(("settings", "killed_at"), [({}, 20), ({}, 33), (EVERYTHING, 28)])
+def test_killed_run_resumes_to_bit_identical_images(trajectories, tmp_path, settings, killed_at):
     def kill(progress):
         if progress.iteration == killed_at:
             raise KilledError
 
-    config, path = DistillConfig(**FAST), tmp_path / "distill.ckpt"
+    config = DistillConfig(**FAST, **settings)
+    path = tmp_path / "distill.ckpt"
     whole = distill(trajectories, SPEC, config=config)
     with pytest.raises(KilledError):
         distill(trajectories, SPEC, config=config, checkpoint=path, progress=kill)
@@ -101,33 +93,6 @@ def test_checkpoint_of_another_run_is_refused(trajectories, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ConfigError, match="damaged"):
         distill(trajectories, SPEC, config=DistillConfig(**FAST), checkpoint=path)
-
-
-@pytest.mark.parametrize("losses_after", [[5.0] * 20, [float("nan")]])
-def test_divergence_goes_back_to_the_best_at_half_the_rates(losses_after):
-    state = DistillState.fresh({"images": torch.zeros(3)})
-    state.values["images"] += 1
-    state.losses, state.iteration = [2.0] * 20, 20
-    guard_against_divergence(state, 2.0)
-    assert state.rate_scale == 1.0
-
-    state.values["images"] += 1
-    state.adam_count = 25
-    state.losses += losses_after
-    state.iteration += len(losses_after)
-    guard_against_divergence(state, losses_after[-1])
-    assert state.values["images"].tolist() == [1, 1, 1]
-    assert (state.rate_scale, state.adam_count) == (0.5, 0)
-
-
-def test_falling_loss_is_left_alone():
-    state = DistillState.fresh({"images": torch.zeros(3)})
-    for iteration in range(1, 61):
-        state.values["images"] += 1
-        state.losses.append(1 / iteration)
-        state.iteration = iteration
-        guard_against_divergence(state, 1 / iteration)
-    assert state.values["images"].tolist() == [60] * 3
 
 
 def test_run_that_never_is_finite_is_an_error(trajectories):
@@ -177,7 +142,20 @@ def test_weights_of_another_network_are_refused(trajectories):
 
 
 @pytest.mark.parametrize(
-    "field", [dict(start="stars"), dict(iterations=-1), dict(seed=-1), dict(initial_step_size=0.0)]
+    "field",
+    [
+        dict(start="stars"),
+        dict(start="noise+noise"),
+        dict(images_per_class=1, start="noise+structured"),
+        dict(iterations=-1),
+        dict(seed=-1),
+        dict(initial_step_size=0.0),
+        dict(window="middle"),
+        dict(augmentation=("blur",)),
+        dict(student_momentum=1.0),
+        dict(curriculum_until=0.0),
+        dict(skip_above=0.0),
+    ],
 )
 def test_config_out_of_range_is_named(field):
     with pytest.raises(ConfigError, match=next(iter(field))):
