@@ -15,6 +15,7 @@ from edge_sdk import errors as edge_errors
 from models import SpecError
 from server_toolkit import __version__
 from server_toolkit.errors import ServerError
+from server_toolkit.logs import log_to_stderr
 
 EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 ledger missing or \
 damaged, 4 refused update, 5 distillation failed, 6 model misses the release gate, 75 time \
@@ -88,13 +89,7 @@ def options(
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise typer.BadParameter(f"{log_level!r} is no log level", param_hint="--log-level")
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
-    )
-    for noisy in ("alembic", "amqtt", "onnx_ir", "onnxscript", "paho"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for noisier in ("torchao", "torch.utils._pytree"):  # they warn of GPU code that we never call
-        logging.getLogger(noisier).setLevel(logging.ERROR)
+    log_to_stderr(level)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnProcess
 
 from server_toolkit.benchmark.piece import Piece
 from server_toolkit.benchmark.workplace import Workshop
+from server_toolkit.logs import log_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.kill()  # whatever it was doing has a checkpoint
+            worker.connection.close()  # an idle one ends by itself
+            if worker.piece is not None:
+                worker.process.kill()  # whatever it was doing has a checkpoint
             worker.process.join()
 
     @property
@@ -118,6 +121,7 @@ class Workers:
 def _serve(connection: Connection, workshop: Workshop) -> None:
     """Work on what arrives until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
+    log_to_stderr(logging.WARNING)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 

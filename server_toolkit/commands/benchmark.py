@@ -141,7 +141,7 @@ def robustness(
     if dry_run:
         _show_plan(plan, out)
         return
-    with show_progress("benchmark") as progress:
+    with show_progress("benchmark", guess_time=False) as progress:
         run = run_benchmark(
             plan,
             work_directory=out,
@@ -219,7 +219,8 @@ def _show_result(document: dict[str, Any]) -> None:
             table.add_row(row["title"], *(_cell(m) for m in row["measures"].values()), *_ends(row))
         console.print(table)
     for goal in document["goals"]:
-        console.print(f"{goal['name']}: {goal['summary']}", markup=False, soft_wrap=True)
+        line = f"{goal['status'].upper()}: {goal['name']}; {goal['summary']}"
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _cell(measure: dict[str, Any]) -> str:

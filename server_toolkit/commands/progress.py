@@ -18,10 +18,13 @@ LINE_EVERY_S = 5.0
 
 
 @contextmanager
-def show_progress(title: str) -> Iterator[Progress]:
-    """Give a function that a stage calls with what is done, the total and a text."""
+def show_progress(title: str, *, guess_time: bool = True) -> Iterator[Progress]:
+    """Give a function that a stage calls with what is done, the total and a text.
+
+    Without `guess_time` the stage's own text says how long it will take.
+    """
     if not sys.stderr.isatty():
-        yield _log_lines(title)
+        yield _log_lines(title, guess_time=guess_time)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -31,7 +34,7 @@ def show_progress(title: str) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if guess_time else []),
         TextColumn("{task.fields[text]}"),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
@@ -43,7 +46,7 @@ def show_progress(title: str) -> Iterator[Progress]:
         yield update
 
 
-def _log_lines(title: str) -> Progress:
+def _log_lines(title: str, *, guess_time: bool) -> Progress:
     shown_s = 0.0
     first: tuple[int, float] | None = None
 
@@ -53,7 +56,7 @@ def _log_lines(title: str) -> Progress:
         first = first or (done, now)
         if done == total or now - shown_s >= LINE_EVERY_S:
             shown_s = now
-            left = time_left(first, (done, now), total)
+            left = time_left(first, (done, now), total) if guess_time else ""
             log.info("%s: %d of %d, %s%s", title, done, total, text, left)
 
     return update

@@ -36,7 +36,8 @@ def document(title: str, body: str, *, style: str = "") -> str:
     """Return one HTML document that needs no other file; `style` is added to the shared one."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{style}</style></head>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{STYLE}{style}</style></head>
 <body><main>
 {body.strip()}
 </main></body></html>
