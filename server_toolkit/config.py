@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -162,27 +162,29 @@ class ReleaseSection(Section):
 
 
 class PipelineSection(Section):
-    """What `serve` runs after the last round, and its hardening between rounds.
-
-    With `harden_every` N the server distils and hardens after every N-th round too, for the first
-    time after `harden_first` rounds, and the next round starts from the hardened weights.
-    """
+    """What `serve` runs after the last round."""
 
     enabled: bool = True
     arm: str = Field(default="trajsyn_server_set", pattern=f"^{NAME}$")
-    harden_every: int = Field(default=0, ge=0, le=100_000)
-    harden_first: int = Field(default=1, ge=1, le=100_000)
+
+
+class ScheduleSection(Section):
+    """Hardening between rounds: "none", "recommended", or windows of rounds (see `Schedule`).
+
+    `steps` replaces that of [harden] there.
+    """
+
+    harden: Literal["none", "recommended"] | tuple[tuple[int, int], ...] = "none"
+    distil: tuple[int, ...] = ()
+    steps: int = Field(default=60, ge=1, le=10**7)
 
     @model_validator(mode="after")
-    def _enabled(self) -> Self:
-        if self.harden_every and not self.enabled:
-            raise ValueError("harden_every needs enabled = true")
+    def _in_order(self) -> Self:
+        if isinstance(self.harden, str) and self.distil:
+            raise ValueError("distil belongs to windows of one's own: harden = [[1, 9], [14, 20]]")
+        if not isinstance(self.harden, str):
+            Schedule(harden=self.harden, distil=self.distil)
         return self
-
-    @property
-    def schedule(self) -> Schedule:
-        """After which rounds to harden."""
-        return Schedule(every=self.harden_every, first=self.harden_first)
 
 
 class ServerConfig(Section):
@@ -203,12 +205,28 @@ class ServerConfig(Section):
     evaluate: EvaluateSection = EvaluateSection()
     release: ReleaseSection = ReleaseSection()
     pipeline: PipelineSection = PipelineSection()
+    schedule: ScheduleSection = ScheduleSection()
     _file: Path = PrivateAttr(default=Path("server.toml"))
 
     @property
     def file(self) -> Path:
         """The file itself, absolute."""
         return self._file
+
+    @model_validator(mode="after")
+    def _has_a_pipeline(self) -> Self:
+        if self.schedule.harden != "none" and not self.pipeline.enabled:
+            raise ValueError("hardening between rounds needs [pipeline] enabled = true")
+        return self
+
+    @property
+    def hardening(self) -> Schedule:
+        """Which rounds start from hardened weights."""
+        if self.schedule.harden == "none":
+            return Schedule()
+        if self.schedule.harden == "recommended":
+            return Schedule.recommended(self.run.rounds)
+        return Schedule(harden=self.schedule.harden, distil=self.schedule.distil)
 
     @property
     def directory(self) -> Path:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TRAINING, FLEET = "What devices do in a round", "The devices"
 NETWORK, COMPUTE = "The network", "How it is computed"
 
+NETWORK_DEFAULTS = {"architecture": "convnet", "width": 128, "depth": 3, "image_size": None}
+
 # l-infinity radii that are usual for the data set, pixels in [0, 1]
 EPSILONS = {"mnist": 0.3, "fashion_mnist": 0.1, "digits": 0.1}
 OTHER_EPSILON = 8 / 255
@@ -111,13 +113,9 @@ def simulate(
             "mnist, 0.1 for fashion_mnist and digits, else 8/255.",
         ),
     ] = None,
-    harden_every: Annotated[
-        int,
-        typer.Option(min=0, help="Harden after so many rounds, and let the next start from that."),
-    ] = 0,
-    harden_first: Annotated[
-        int, typer.Option(min=1, help="For the first time after so many rounds.")
-    ] = 1,
+    schedule: Annotated[
+        str, typer.Option(help="Hardening between rounds: none or recommended.")
+    ] = "none",
     architecture: Annotated[
         str, typer.Option(help="convnet or alexnet.", rich_help_panel=NETWORK)
     ] = "convnet",
@@ -222,6 +220,8 @@ def _spec(options: dict[str, Any], data: ImageData) -> ModelSpec:
     from models.description import read_description
 
     if options["model"] is not None:
+        if any(options[key] != value for key, value in NETWORK_DEFAULTS.items()):
+            raise ConfigError(f"--model takes the place of {', '.join(NETWORK_DEFAULTS)}")
         return read_description(options["model"])
     _, channels, side, _ = data.train.pixels.shape
     return ModelSpec(
@@ -268,7 +268,5 @@ def _config_values(options: dict[str, Any], division: Division) -> dict[tuple[st
     if division.server_set is not None:
         values[("data", "server_set")] = "server_set.npz"
         values[("pipeline", "arm")] = "trajsyn_server_set"
-    if options["harden_every"]:
-        values[("pipeline", "harden_every")] = options["harden_every"]
-        values[("pipeline", "harden_first")] = options["harden_first"]
+    values[("schedule", "harden")] = options["schedule"]
     return values

@@ -75,6 +75,8 @@ max_accuracy_drop = 1.0
 [pipeline]                   # after the last round
 enabled = true
 arm = "trajsyn_server_set"   # "trajsyn_noise" needs no image on the server
-# harden_every = 2           # harden between rounds too, and let the next one start from that
-# harden_first = 10          # for the first time after so many rounds
+
+[schedule]                   # hardening between rounds: nothing more to do for devices
+harden = "none"              # "recommended", or windows of your own (docs/operations.md)
+# steps = 60                 # of each hardening
 """

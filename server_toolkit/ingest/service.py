@@ -97,7 +97,7 @@ class Service:
             deadline_s=config.rounds.deadline_s,
             training=config.training.settings,
             encoding=config.training.encoding,
-            schedule=config.pipeline.schedule,
+            schedule=config.hardening,
         )
         self._pipeline = PipelineChild(ledger, config.file) if config.pipeline.enabled else None
         self._task: bytes | None = None  # what the broker retains, as far as we know

@@ -54,7 +54,7 @@ class Coordinator:
         return self.ledger.open_round() is None and self._is_due(self.ledger.latest_round())
 
     def _is_due(self, closed: int) -> bool:
-        if not self.schedule.is_due(closed, rounds=self.rounds) or closed == self._skipped:
+        if not self.schedule.hardens_before(closed, rounds=self.rounds) or closed == self._skipped:
             return False
         return all(row.round != closed for row in self.ledger.hardened_bases())
 

@@ -1,22 +1,53 @@
-"""After which rounds the server hardens the aggregate before the next round starts from it."""
+"""Which rounds start from hardened weights, and before which of them the server distils."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+FEWEST_ROUNDS = 5  # that leave room for two windows and a round of plain training between them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Hardening after every `every`-th round, the first time after `first` rounds; 0: never."""
+    """Hardening between rounds, which gives the devices nothing more to do; by default none.
 
-    every: int = 0
-    first: int = 1
+    Each window (first, end) of `harden` lets the rounds first <= t < end start from hardened
+    weights. Before the rounds in `distil` the server makes a proxy set from what the fleet did
+    since the first hardening; until there is one it hardens on the images that distillation would
+    start from. Raises `ValueError` for windows out of order or a distillation without segments.
+    """
 
-    def is_due(self, closed: int, *, rounds: int) -> bool:
-        """Say whether to harden between round `closed` - 1 and round `closed` of `rounds`.
+    harden: tuple[tuple[int, int], ...] = ()
+    distil: tuple[int, ...] = ()
 
-        Never before the first round or after the last: what follows the last is the pipeline.
+    def __post_init__(self) -> None:
+        edges = [edge for window in self.harden for edge in window]
+        rising = all(a < b for a, b in zip(edges[::2], edges[1::2], strict=True))
+        if not rising or edges != sorted(edges) or (edges and edges[0] < 1):
+            raise ValueError("windows are pairs [first, end] of rising rounds, from 1 on")
+        if list(self.distil) != sorted(set(self.distil)):
+            raise ValueError("the rounds to distil before must rise")
+        if self.distil and not (edges and self.distil[0] > edges[0]):
+            raise ValueError("the first round to distil before must follow a hardened round")
+
+    @classmethod
+    def recommended(cls, rounds: int) -> Schedule:
+        """Return the schedule of docs/robustness.md for a run of so many rounds.
+
+        An early window makes the model robust enough for its path to be worth distilling, twice;
+        plain rounds give clean accuracy back; a late window hardens on what was distilled. Shorter
+        runs than `FEWEST_ROUNDS` have none.
         """
-        if self.every == 0 or not self.first <= closed < rounds:
-            return False
-        return (closed - self.first) % self.every == 0
+        if rounds < FEWEST_ROUNDS:
+            return cls()
+        once = max(2, round(0.25 * rounds))
+        twice = max(once + 1, round(0.45 * rounds))
+        late = max(twice, round(0.7 * rounds))
+        return cls(harden=((1, twice), (late, rounds)), distil=(once, twice))
+
+    def hardens_before(self, number: int, *, rounds: int) -> bool:
+        """Say whether round `number` of `rounds` starts from hardened weights.
+
+        Never the first; and what follows the last is the pipeline.
+        """
+        return number < rounds and any(first <= number < end for first, end in self.harden)

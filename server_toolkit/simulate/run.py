@@ -51,7 +51,7 @@ def run_rounds(workspace: Workspace, federation: Federation, *, show: Show, devi
             deadline_s=DEADLINE_S,
             training=federation.settings.training,
             encoding=federation.settings.encoding,
-            schedule=workspace.config.pipeline.schedule,
+            schedule=workspace.config.hardening,
         )
         states = _States(ledger, federation)
         states.restore(ledger.latest_round())

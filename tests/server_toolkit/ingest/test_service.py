@@ -297,7 +297,8 @@ def test_after_the_last_round_the_pipeline_runs_once_it_ends_well(fleet, serve, 
 
 def test_a_server_killed_while_it_hardens_between_rounds_carries_on(fleet, serve, devices):
     config = fleet.directory / "server.toml"
-    text = config.read_text().replace("enabled = false", "enabled = true\nharden_every = 1")
+    text = config.read_text().replace("enabled = false", "enabled = true")
+    text = text.replace('harden = "none"', "harden = [[1, 2]]")
     text = text.replace('arm = "trajsyn_server_set"', 'arm = "trajsyn_noise"')
     text = text.replace("[distill]\n", "[distill]\nimages_per_class = 1\niterations = 2\n")
     config.write_text(text.replace("[harden]\n", "[harden]\nsteps = 2\n"))

@@ -88,7 +88,7 @@ def hardened(tmp_path):
     """Two rounds, the second of which started from hardened weights."""
     ledger = new_ledger(tmp_path / "hardened")
     device = FakeDevice("camera-1").enrol(ledger)
-    rounds = coordinator(ledger, rounds=2, schedule=Schedule(every=1))
+    rounds = coordinator(ledger, rounds=2, schedule=Schedule(harden=((1, 2),)))
     rounds.start(0.0)
     device.record(ledger, 0, seed=1)
     rounds.on_tick(100.0)

@@ -173,7 +173,7 @@ def test_a_kill_while_closing_leaves_the_round_open_and_whole(ledger, devices, m
     assert [u.verdict for u in again.updates(0)] == ["accepted"] * 3
 
 
-HARDEN_AFTER_ONE = Schedule(every=2, first=1)
+HARDEN_AFTER_ONE = Schedule(harden=((1, 2),))
 
 
 def close_one_round(ledger, rounds, device):
@@ -213,7 +213,7 @@ def test_where_hardening_fails_the_round_starts_from_the_aggregate(ledger, devic
 
 
 def test_a_round_that_is_not_due_opens_at_once(ledger, devices):
-    rounds = coordinator(ledger, rounds=3, schedule=Schedule(every=2, first=2))
+    rounds = coordinator(ledger, rounds=3, schedule=Schedule(harden=((2, 3),)))
     close_one_round(ledger, rounds, devices[0])
     assert not rounds.waits_for_hardening
     assert rounds.task().round == 1

@@ -12,6 +12,7 @@ from server_toolkit.config import load_config
 from server_toolkit.errors import LedgerError
 from server_toolkit.ledger import Ledger
 from server_toolkit.ledger.trajectories import verify
+from server_toolkit.rounds.schedule import Schedule
 from server_toolkit.simulate import Federation
 from server_toolkit.simulate import run as simulation_run
 from tests.server_toolkit.simulate.command import in_process, simulate, start
@@ -78,7 +79,7 @@ def test_a_killed_process_carries_on_to_the_same_weights(uninterrupted, copy):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 2 <= ledger.latest_round() < ROUNDS
-    simulate(copy, "--rounds", ROUNDS, *STATEFUL)
+    simulate(copy, "--rounds", ROUNDS, *STATEFUL, "--workers", 2)
     assert final(copy) == final(uninterrupted)
 
 
@@ -155,6 +156,7 @@ def test_a_finished_simulation_is_left_alone(uninterrupted):
         (("--learning-rate", 0.01), "learning_rate = 0.05, not 0.01"),
         (("--partition", "classes:4"), "partition = 'iid', not 'classes:4'"),
         (("--devices", 4), "devices = 3, not 4"),
+        (("--schedule", "recommended"), "schedule = 'none', not 'recommended'"),
         (("--width", 5), "spec = "),
     ],
 )
@@ -196,6 +198,8 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
         (("--width", 0), "width is 0"),
         (("--engine", "stacked", "--precision", "int8"), "int8 needs the native"),
         (("--learning-rate", -1), "learning_rate"),
+        (("--model", "net.toml"), "--model takes the place of"),
+        (("--momentum", 1.5), "momentum"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_made(tmp_path, options, message):
@@ -236,10 +240,10 @@ def test_every_later_command_works_on_what_it_leaves(tmp_path):
 def test_hardening_between_rounds_is_part_of_a_simulation(tmp_path, monkeypatch):
     monkeypatch.setattr(simulation_run, "run_between_rounds", harden_by_halving)
     fleet = tmp_path / "fleet"
-    simulate(fleet, "--rounds", 5, "--harden-every", 2, "--harden-first", 1)
+    simulate(fleet, "--rounds", 5, "--schedule", "recommended")
     ledger = Ledger.open(fleet)
-    assert [row.round for row in ledger.hardened_bases()] == [1, 3]
-    assert (ledger.global_weights(3) == ledger.aggregate_weights(3) / 2).all()
+    assert [row.round for row in ledger.hardened_bases()] == [1, 2, 4]
+    assert (ledger.global_weights(4) == ledger.aggregate_weights(4) / 2).all()
     assert list(verify(ledger)) == []
 
 
