@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.sources import load_digits
-from server_toolkit.datasets.cifar import TEST_BATCH, load_cifar10
+from server_toolkit.datasets.cifar import TEST_BATCH, TRAIN_BATCHES, load_cifar10
 from server_toolkit.datasets.folders import load_image_folder, split_by_class
 from server_toolkit.datasets.idx import load_idx
 from server_toolkit.datasets.image_data import ImageData
@@ -61,36 +61,42 @@ def _digits(seed: int) -> tuple[Dataset, Dataset]:
     return whole.subset(train), whole.subset(test)
 
 
+def has_files(name: str, directory: Path) -> bool:
+    """Say whether all files of a published data set are where `load_dataset` looks for them."""
+    _, files, _ = _PUBLISHED[name]
+    return any(all(_has(place, file) for file in files) for place in _places(name, directory))
+
+
 def _load_published(name: str, directory: Path) -> tuple[Dataset, Dataset]:
     load, files, _ = _PUBLISHED[name]
-    place = _place(name, directory)
-    if place is None:
-        looked = ", ".join(str(p) for p in _places(name, directory))
-        raise ConfigError(f"{name} is not there: no {files[0]} in {looked}")
-    return load(place)
-
-
-def has_files(name: str, directory: Path) -> bool:
-    """Say whether `load_dataset` would find files of a published data set."""
-    return _place(name, directory) is not None
+    places = _places(name, directory)
+    for place in places:
+        if _has(place, files[0]):
+            return load(place)
+    looked = ", ".join(str(place) for place in places)
+    raise ConfigError(f"{name} is not there: no {files[0]} in {looked}")
 
 
 def _idx(folder: Path) -> tuple[Dataset, Dataset]:
-    def part(prefix: str) -> Dataset:
-        images, labels = (f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
-        return load_idx(folder / images, folder / labels, classes=10)
+    train_images, train_labels, test_images, test_labels = (folder / name for name in _IDX_FILES)
+    return (
+        load_idx(train_images, train_labels, classes=10),
+        load_idx(test_images, test_labels, classes=10),
+    )
 
-    return part("train"), part("t10k")
 
-
-# How the files of a published set are read, a file that says they are there, and the folders that
-# its archive makes.
-_FIRST_IDX = "train-images-idx3-ubyte"
-_IDX = (_idx, (_FIRST_IDX, f"{_FIRST_IDX}.gz"), ("", "raw"))
+# How the files of a published set are read, which there must be, and in which folders of its
+# archive they may lie.
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 _PUBLISHED: dict[str, tuple[_Loader, tuple[str, ...], tuple[str, ...]]] = {
-    "mnist": _IDX,
-    "fashion_mnist": _IDX,
-    "cifar10": (load_cifar10, (TEST_BATCH,), ("", "cifar-10-batches-bin")),
+    "mnist": (_idx, _IDX_FILES, ("", "raw")),
+    "fashion_mnist": (_idx, _IDX_FILES, ("", "raw")),
+    "cifar10": (load_cifar10, (TEST_BATCH, TRAIN_BATCHES[0]), ("", "cifar-10-batches-bin")),
 }
 
 
@@ -100,9 +106,5 @@ def _places(name: str, directory: Path) -> list[Path]:
     return [top / folder for top in (directory / name, directory) for folder in folders]
 
 
-def _place(name: str, directory: Path) -> Path | None:
-    _, files, _ = _PUBLISHED[name]
-    for place in _places(name, directory):
-        if any((place / file).exists() for file in files):
-            return place
-    return None
+def _has(place: Path, file: str) -> bool:
+    return (place / file).exists() or (place / f"{file}.gz").exists()

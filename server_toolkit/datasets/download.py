@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
-from edge_sdk.protocol.part_file import fsync_directory
+from edge_sdk.protocol.part_file import fsync_directory, write_durably
 from server_toolkit.datasets.catalogue import FOLDER, has_files
 from server_toolkit.datasets.cifar import MAX_BATCH_BYTES, TEST_BATCH, TRAIN_BATCHES
 from server_toolkit.errors import ConfigError
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30
 PIECE_BYTES = 1 << 20
+BATCHES = (*TRAIN_BATCHES, TEST_BATCH)
 
 
 @dataclass(frozen=True)
@@ -164,16 +165,22 @@ def _copy(remote: RemoteFile, file: BinaryIO) -> str:
 
 
 def _unpack_batches(archive: Path, directory: Path) -> None:
-    """Write CIFAR's batches out of the archive; nothing else in it, nowhere else."""
-    wanted = {*TRAIN_BATCHES, TEST_BATCH}
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = Path(member.name).name
-                if name not in wanted or not member.isreg() or member.size > MAX_BATCH_BYTES:
-                    continue
-                source = tar.extractfile(member)
-                assert source is not None  # of a regular file
-                (directory / name).write_bytes(source.read())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{archive.name} is no archive that can be read: {error}") from error
+    """Write CIFAR's batches out of the archive; nothing else in it, nowhere else.
+
+    They get their names when all are there, so that half an archive is never taken for a whole one.
+    """
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as draft:
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                for member in tar:
+                    name = Path(member.name).name
+                    if name not in BATCHES or not member.isreg() or member.size > MAX_BATCH_BYTES:
+                        continue
+                    source = tar.extractfile(member)
+                    assert source is not None  # of a regular file
+                    write_durably(Path(draft) / name, source.read())
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{archive.name} is no archive that can be read: {error}") from error
+        for name in BATCHES:
+            if (path := Path(draft) / name).exists():
+                path.rename(directory / name)

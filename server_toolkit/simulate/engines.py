@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Literal
 
 from edge_sdk.runtime import ProgramFile
 from models import ModelSpec
@@ -32,9 +34,7 @@ def make_engine(
         together = settings.together or stack_size(spec, settings)
         return StackedEngine(spec, settings, together=together)
     if program is None:
-        from edge_sdk.export import training_program
-
-        program = training_program(spec, micro_batch=settings.micro_batch)
+        program = export_program("training", spec, settings)
     if program.micro_batch != settings.micro_batch:
         raise ConfigError(
             f"the program takes {program.micro_batch} images at a time, the settings say "
@@ -43,10 +43,20 @@ def make_engine(
     if settings.objective == "plain":
         return NativeEngine(settings, program)
     if attack_program is None:
-        from edge_sdk.export import attack_program as export_attack
-
-        attack_program = export_attack(spec, micro_batch=settings.micro_batch)
+        attack_program = export_program("attack", spec, settings)
     return NativeEngine(settings, program, attack_program)
+
+
+def export_program(
+    kind: Literal["training", "attack"], spec: ModelSpec, settings: FederationSettings
+) -> ProgramFile:
+    """Return the program that a device would be sent; takes seconds."""
+    from edge_sdk.export import attack_program, training_program
+
+    export = training_program if kind == "training" else attack_program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own code
+        return export(spec, micro_batch=settings.micro_batch)
 
 
 def stack_size(spec: ModelSpec, settings: FederationSettings) -> int:

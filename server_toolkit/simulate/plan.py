@@ -27,7 +27,7 @@ class SimulationPlan:
     `images` and `test_images` are at most how many of all devices together and of the test set are
     used, 0 for all; `server_set_per_class` images are set apart before the devices get theirs.
     `partition` is `iid`, `dirichlet:ALPHA` or `classes:N`; `precision` is that of the devices'
-    program.
+    program, `schedule` that of hardening between rounds in `server.toml`.
     """
 
     dataset: str
@@ -38,6 +38,7 @@ class SimulationPlan:
     test_images: int = 0
     server_set_per_class: int = 0
     precision: str = "fp32"
+    schedule: str = "none"
     settings: FederationSettings
 
     def __post_init__(self) -> None:
@@ -45,9 +46,10 @@ class SimulationPlan:
             raise ConfigError("the stacked engine computes in fp32; int8 needs the native one")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
+        """Return JSON-ready values of what changes the weights."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         settings = dataclasses.asdict(fields.pop("settings"))
+        del settings["workers"]  # they change no bit
         return fields | {"spec": self.spec.to_dict()} | settings
 
 

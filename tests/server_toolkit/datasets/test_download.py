@@ -58,6 +58,17 @@ def test_a_published_set_is_fetched_once_and_then_read(site, tmp_path, monkeypat
     assert load_dataset("mnist", data).train.pixels.max() == 7
 
 
+def test_a_fetch_that_was_cut_off_goes_on(site, tmp_path, monkeypatch):
+    root, base, asked = site
+    write_idx(root, 7, packed=True)
+    files = [remote(base, path) for path in sorted(root.iterdir())]
+    monkeypatch.setattr(download, "PUBLISHED", {"mnist": files})
+    fetch(files[2:], tmp_path / "mnist")
+    download_dataset("mnist", tmp_path)
+    assert len(asked) == 4
+    assert len(load_dataset("mnist", tmp_path).train) == 4
+
+
 def test_files_can_come_from_a_folder_as_well(site, tmp_path):
     root, _, _ = site
     (root / "a.bin").write_bytes(b"content")
