@@ -107,6 +107,15 @@ def test_the_default_is_the_textbook_loop(problem):
     assert np.abs(ours - start).max() > 1e-3
 
 
+def test_free_training_replays_every_batch_as_often_as_asked(problem, monkeypatch):
+    images, labels, start = problem
+    drawn, draw = [], Batches.draw
+    monkeypatch.setattr(Batches, "draw", lambda self, n: drawn.append(n) or draw(self, n))
+    config = HardenConfig(**{**FAST, "steps": 7}, objective="free", free_replays=3)
+    harden(SPEC, start, images, labels, config=config)
+    assert drawn == [0, 1, 2]
+
+
 def test_seed_decides_the_result(problem):
     images, labels, start = problem
     config = dict(FAST, steps=5, shift_pixels=1, mix_probability=0.5, flips=True)
