@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import dropout
 
+from server_toolkit.robust.evaluation import Judgement, Outcome
 from server_toolkit.robust.evaluation.assess import AssessSettings, assess
+from server_toolkit.robust.evaluation.flags import Evidence, find_flags
+from server_toolkit.robust.evaluation.probes import probe
 from tests.server_toolkit.robust.evaluation.networks import (
     CLASSES,
     EPSILON,
@@ -161,3 +164,23 @@ def test_a_surrogate_that_is_another_model(sound):
     found = flags(without_gradient, surrogate=lambda x: -sound(x))
     assert "--transfer-from" in found["surrogate_disagrees"]
     assert "surrogate_disagrees" not in flags(without_gradient, surrogate=sound)
+
+
+@pytest.mark.parametrize(("broken", "raised"), [(4, False), (5, True)])
+def test_square_may_break_one_in_a_hundred_by_luck(sound, broken, raised):
+    def outcome(attack, source, gone):
+        correct = np.ones(len(LABELS), bool)
+        correct[:gone] = False
+        return Outcome(attack=attack, source=source, correct=correct)
+
+    judgement = Judgement(
+        norm="linf", epsilon=0.1, seed=0, labels=LABELS, classes=CLASSES,
+        outcomes=(
+            outcome("clean", "none", 0),
+            outcome("pgd", "white_box", 100),
+            outcome("square", "scores", 100 + broken),
+        ),
+    )  # fmt: skip
+    probes = probe(sound, IMAGES, LABELS, robust=judgement.robust, epsilon=0.01)
+    found = find_flags(Evidence(judgements=[judgement], curve={}, probes=probes))
+    assert ("square_beats_gradients" in [flag.name for flag in found]) == raised
