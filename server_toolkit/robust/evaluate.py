@@ -1,4 +1,4 @@
-"""Accuracy under attack, with confidence intervals, of a torch model and of what ships from it."""
+"""The quick record that the release gate reads: the same attacked images for torch and ONNX."""
 
 from __future__ import annotations
 

@@ -151,6 +151,10 @@ def check_images(images: Images, labels: Labels) -> None:
             f"images {images.shape} and labels {labels.shape} do not fit; "
             "need (N, C, H, W) and (N,) with N of at least 1"
         )
+    if images.dtype != np.float32 or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(
+            f"images are {images.dtype} and labels {labels.dtype}; need float32 and integers"
+        )
     if not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
             f"images must be finite and in [0, 1], these reach from {images.min():g} to "
@@ -170,8 +174,13 @@ def ready(model: Model, device: str | torch.device) -> Model:
 
 def has_gradient(model: Model, images: Tensor) -> bool:
     """Say whether the model's outputs depend on the images in a way that autograd can follow."""
+    leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return model(images.detach().clone().requires_grad_()).requires_grad
+        logits = model(leaf)
+    if not logits.requires_grad:  # of the images or, at least, of the parameters
+        return False
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    return gradient is not None
 
 
 def answers(model: Model, images: Images, batch_size: int, device: str | torch.device) -> Tensor:

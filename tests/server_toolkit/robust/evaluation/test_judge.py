@@ -79,6 +79,8 @@ def test_progress_ends_at_the_total():
         (np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int64), "at least 1"),
         (grey([7.0]), np.array([0]), r"reach from 7 to 7.*1/255"),
         (grey([np.nan]), np.array([0]), "finite"),
+        (grey([0.5]).astype(np.float64), np.array([0]), "images are float64"),
+        (grey([0.5]), np.array([0.0]), "labels float64"),
         (grey([0.5]), np.array([2]), "label 2 is no class of a model with 2 outputs"),
     ],
 )
@@ -117,6 +119,14 @@ def test_a_model_without_gradients_is_attacked_by_transfer_and_by_square():
         ("square", "scores"),
     ]
     np.testing.assert_array_equal(judgement.robust, np.abs(np.array(LEVELS) - 0.5) > 0.06)
+
+
+def test_slopes_of_the_parameters_alone_are_no_gradient_of_the_image():
+    model = threshold_model()
+    judgement = judge(
+        lambda x: model(x.detach()), IMAGES, LABELS, epsilon=0.06, square_queries=5
+    )  # fmt: skip
+    assert [o.source for o in judgement.outcomes] == ["none", "scores"]
 
 
 def test_robust_is_the_worst_over_transfer_and_square_for_each_image():
