@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from models import ModelSpec
@@ -78,7 +79,8 @@ class SubjectPlan:
     ) -> None:
         self._subject, self._fleet, self._recipe = subject, fleet, recipe
         self._judging, self._arms = judging, arms
-        self._before = fleet.rounds - recipe.schedule.rounds  # rounds before the first hardening
+        self._schedule = recipe.schedule_of(fleet.rounds)
+        self._stops = [t for t in range(1, fleet.rounds) if self._is_stop(t)]
         self._data = {
             "digest": subject.digest,
             "seed": subject.seed,
@@ -138,14 +140,20 @@ class SubjectPlan:
             return Model(piece, server=(piece,))
         return self._hardened(partition, epsilon, arm, size)
 
+    def _is_stop(self, number: int) -> bool:
+        """Say whether the server does anything before this round."""
+        hardens = self._schedule.hardens_before(number, rounds=self._fleet.rounds)
+        return hardens or number in self._schedule.distil
+
     def _federated(self, partition: str, epsilon: float | None) -> Model:
         """Return all rounds with one objective: plain, or adversarial with `epsilon`."""
-        first = self._rounds(partition, 0, self._before, epsilon=epsilon)
-        if self._before == self._fleet.rounds:
-            return Model(first, (first,))
-        rest = self._rounds(
-            partition, self._before, self._fleet.rounds, epsilon=epsilon, start=first, state=first
-        )
+        end = self._fleet.rounds
+        if epsilon is not None or not self._stops:
+            whole = self._rounds(partition, 0, end, epsilon=epsilon)
+            return Model(whole, (whole,))
+        # The rounds before the first hardening are those of all hardened arms.
+        first = self._rounds(partition, 0, self._stops[0])
+        rest = self._rounds(partition, self._stops[0], end, start=first, state=first)
         return Model(rest, (first, rest))
 
     def _central(self, epsilon: float) -> Piece:
@@ -157,29 +165,48 @@ class SubjectPlan:
 
     def _hardened(self, partition: str, epsilon: float, arm: Arm, size: int) -> Model:
         """Return the model of the recipe's schedule, the same for methods and controls."""
-        schedule = self._recipe.schedule
-        base = self._rounds(partition, 0, self._before)
-        rounds, server = [base], []
+        rounds: list[Piece] = []
+        server: list[Piece] = []
         proxies: list[Piece] = []
-        if arm.maker is not None:
-            proxies.append(self._proxy(arm.maker, partition, size, base, cycle=0))
-        server += proxies
-        model = base
-        hardenings = schedule.cycles + (0 if schedule.end_in_round else 1)
-        for cycle in range(hardenings):
-            teacher = base if schedule.teacher == "federated" else model
-            model = self._harden(partition, epsilon, arm, size, model, teacher, proxies, cycle)
-            server.append(model)
-            if cycle == schedule.cycles:
-                break
-            begin = self._before + cycle * schedule.rounds_per_cycle
-            model = self._rounds(
-                partition, begin, begin + schedule.rounds_per_cycle, start=model, state=rounds[-1]
-            )
+        distils = arm.maker is not None and arm.maker != "start"
+        if arm.maker == "start" or (self._stops and distils and not size):
+            # What a method without real images hardens on until it has distilled.
+            proxies = [self._proxy("start", partition, size, [], cycle=0)]
+            server += proxies
+
+        def harden(start: Piece, steps: int) -> Piece:
+            cycle = sum(piece.kind == "harden" for piece in server)
+            server.append(self._harden(partition, epsilon, arm, size, start, proxies, steps, cycle))
+            return server[-1]
+
+        def distil(path: list[Piece]) -> None:
+            nonlocal proxies
+            assert arm.maker is not None
+            own = [piece for piece in proxies if piece.settings["maker"] != "start"]
+            made = self._proxy(arm.maker, partition, size, path, cycle=len(own))
+            proxies = [*own, made]
+            server.append(made)
+
+        model: Piece | None = None
+        first = 0  # of the rounds that distillation reads: those since the first hardening
+        for begin, end in pairwise([0, *self._stops, self._fleet.rounds]):
+            state = rounds[-1] if rounds else None
+            model = self._rounds(partition, begin, end, start=model, state=state)
             rounds.append(model)
-            if schedule.distil_again and arm.maker is not None and cycle + 1 < hardenings:
-                proxies.append(self._proxy(arm.maker, partition, size, model, cycle=cycle + 1))
-                server.append(proxies[-1])
+            if end == self._fleet.rounds:
+                break
+            if distils and end in self._schedule.distil:
+                distil(rounds[first:])
+            if self._schedule.hardens_before(end, rounds=self._fleet.rounds):
+                first = first or len(rounds)
+                model = harden(model, self._recipe.steps_between)
+        assert model is not None
+        if not self._stops:
+            if distils:
+                distil(rounds)
+            model = harden(model, self._recipe.harden.steps)
+        elif self._recipe.harden_last:
+            model = harden(model, self._recipe.steps_between)
         return Model(model, tuple(rounds), tuple(server))
 
     def _rounds(
@@ -193,14 +220,10 @@ class SubjectPlan:
         state: Piece | None = None,
     ) -> Piece:
         """Return rounds `begin` to `end`, from `start` and the devices' `state`."""
-        late_rate = self._recipe.schedule.learning_rate
-        rate = self._fleet.learning_rate
-        if begin >= self._before and late_rate is not None:
-            rate = late_rate
         return self._training(
             partition,
             (begin, end),
-            replace(self._fleet, learning_rate=rate),
+            self._fleet,
             epsilon=epsilon,
             encoding="int8",
             inputs={name: p for name, p in (("start", start), ("state", state)) if p is not None},
@@ -237,9 +260,13 @@ class SubjectPlan:
         )
 
     def _proxy(
-        self, maker: str, partition: str, size: int, trajectory: Piece, *, cycle: int
+        self, maker: str, partition: str, size: int, path: list[Piece], *, cycle: int
     ) -> Piece:
+        """Return images made from the weights of these rounds."""
         recipe = self._recipe.distill_server_set if size else self._recipe.distill
+        if self._stops:
+            # The rounds since the first hardening are the window.
+            recipe = replace(recipe, window="rounds", first_round=0, last_round=None)
         seed = self._subject.seed + 1000 * cycle
         settings: dict[str, Any] = {
             "maker": maker,
@@ -250,7 +277,7 @@ class SubjectPlan:
         if size:
             settings["data"] = self._data
         # Start images are the same whatever the devices learned.
-        inputs = {} if maker == "start" else {"trajectory": trajectory}
+        inputs = {f"rounds{i:03}": piece for i, piece in enumerate(path)}
         where = "any fleet" if maker == "start" else self._place(partition)
         with_real = f" from {size} real a class" if size else ""
         return Piece(
@@ -267,12 +294,13 @@ class SubjectPlan:
         arm: Arm,
         size: int,
         start: Piece,
-        teacher: Piece,
         proxies: list[Piece],
+        steps: int,
         cycle: int,
     ) -> Piece:
+        """Return the hardening of a model whose own answers, before it, are the teacher's."""
         seed = self._subject.seed + 1000 * cycle
-        config = replace(self._recipe.harden, epsilon=epsilon, seed=seed)
+        config = replace(self._recipe.harden, epsilon=epsilon, steps=steps, seed=seed)
         settings: dict[str, Any] = {
             "config": config.to_dict(),
             "spec": self._subject.spec.to_dict(),
@@ -287,7 +315,6 @@ class SubjectPlan:
             settings=settings,
             inputs={
                 "start": start,
-                "teacher": teacher,
                 **{f"proxy{i}": proxy for i, proxy in enumerate(proxies)},
             },
             label=f"{self._label(arm.name, size, partition, epsilon)}: hardening {cycle + 1}",

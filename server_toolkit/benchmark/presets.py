@@ -84,11 +84,6 @@ class Preset:
     arms: tuple[str, ...] = tuple(ARMS)
 
     def __post_init__(self) -> None:
-        if self.recipe.schedule.rounds >= self.fleet.rounds:
-            raise ConfigError(
-                f"the schedule takes {self.recipe.schedule.rounds} rounds of "
-                f"{self.fleet.rounds}; at least one has to come before it"
-            )
         for sizes in self.partitions.values():
             if not sizes or min(sizes) < 0 or max(sizes) > self.server_pool:
                 raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +40,12 @@ def perform(piece: Piece, workshop: Workshop) -> None:
 def compute_proxy(place: Workplace) -> Outcome:
     """Make images on the server."""
     settings = place.piece.settings
-    source = place.piece.inputs.get("trajectory")
+    path = [place.store.tensors(p) for _, p in sorted(place.piece.inputs.items())]
     made = MAKERS[settings["maker"]](
         MakerInput(
             spec=place.spec,
             config=DistillConfig(**settings["config"]),
-            trajectories=None if source is None else trajectories_of(place.store.tensors(source)),
+            trajectories=trajectories_of(path) if path else None,
             server_set=place.server_set(),
             checkpoint=place.store.checkpoint(place.piece),
             device=place.device,
@@ -60,16 +60,27 @@ def compute_proxy(place: Workplace) -> Outcome:
     return Outcome({"images": len(made.images), "match_loss": made.match_loss}, tensors)
 
 
-def trajectories_of(tensors: Mapping[str, Array]) -> Trajectories:
-    """Return what the server saw of some rounds; the first round counts as round 0."""
-    split_names = [(name.split("/"), array) for name, array in tensors.items()]
-    first = min(int(parts[1]) for parts, _ in split_names if parts[0] == "global")
-    fleet = {int(p[1]) - first: array for p, array in split_names if p[0] == "global"}
+def trajectories_of(parts: Sequence[Mapping[str, Array]]) -> Trajectories:
+    """Return what the server saw in rounds that follow each other; the first counts as round 0.
+
+    Where one part ends and the next begins the server may have hardened the aggregate.
+    """
+    numbers = [
+        sorted(int(n.split("/")[1]) for n in part if n.startswith("global/")) for part in parts
+    ]
+    first = numbers[0][0]
+    fleet: dict[int, Flat] = {}
+    unhardened: dict[int, Flat] = {}
     devices: dict[str, dict[int, Flat]] = {}
-    for parts, array in split_names:
-        if parts[0] == "device":
-            devices.setdefault(parts[1], {})[int(parts[2]) - first] = array
-    return Trajectories(fleet, devices)
+    for part, own in zip(parts, numbers, strict=True):
+        if own[0] - first in fleet:
+            unhardened[own[0] - first] = fleet[own[0] - first]
+        fleet |= {number - first: part[f"global/{number}"] for number in own}
+        for name, array in part.items():
+            if name.startswith("device/"):
+                _, device, number = name.split("/")
+                devices.setdefault(device, {})[int(number) - first] = array
+    return Trajectories(fleet, devices, unhardened)
 
 
 def compute_harden(place: Workplace) -> Outcome:
@@ -106,8 +117,8 @@ def compute_harden(place: Workplace) -> Outcome:
 
 
 def _teachers(place: Workplace, config: HardenConfig) -> list[Flat]:
-    """Return the teacher's weights, or for an ensemble those of some rounds up to it."""
-    teacher = place.piece.inputs["teacher"]
+    """Return the weights before hardening, or for an ensemble those of some rounds up to them."""
+    teacher = place.piece.inputs["start"]
     if config.label_source == "ensemble" and teacher.kind == "federate":
         begin, end = teacher.settings["rounds"]
         size, share = place.piece.settings["ensemble"]

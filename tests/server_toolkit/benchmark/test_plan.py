@@ -1,12 +1,14 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from server_toolkit.benchmark.arms import ARMS, choose_arms
 from server_toolkit.benchmark.presets import PRESETS, epsilons_of, with_choices
-from server_toolkit.benchmark.recipe import Schedule
 from server_toolkit.benchmark.robustness import plan_benchmark
+from server_toolkit.benchmark.work import trajectories_of
 from server_toolkit.errors import ConfigError
+from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.benchmark.made_up import tiny
 
 
@@ -15,8 +17,13 @@ def cells(preset=None, **changes):
     return {(c.arm.name, c.partition, c.epsilon, c.server_images): c for c in plan.cells}
 
 
-def scheduled(**schedule):
-    return tiny(recipe=replace(PRESETS["tiny"].recipe, schedule=Schedule(**schedule)))
+def scheduled(**recipe):
+    tiny_fleet = PRESETS["tiny"].fleet
+    schedule = Schedule(harden=((1, 3), (4, 5)), distil=(2, 3))
+    return tiny(
+        fleet=replace(tiny_fleet, rounds=6),
+        recipe=replace(PRESETS["tiny"].recipe, schedule=schedule, steps_between=7, **recipe),
+    )
 
 
 def by_arm(preset):
@@ -36,49 +43,62 @@ def test_arms_that_differ_in_the_servers_work_share_one_federated_run():
     assert len({tuple(keys) for keys in runs.values()}) == 1
 
 
-@pytest.mark.parametrize("end_in_round", [False, True])
-@pytest.mark.parametrize("distil_again", [False, True])
-def test_a_schedule_gives_all_arms_the_same_rounds(end_in_round, distil_again):
-    preset = scheduled(
-        cycles=2, learning_rate=0.01, end_in_round=end_in_round, distil_again=distil_again
-    )
+@pytest.mark.parametrize("harden_last", [False, True])
+def test_a_schedule_gives_all_arms_the_same_rounds(harden_last):
+    preset = scheduled(harden_last=harden_last)
     own = by_arm(preset)
     del own["server_at_real"]
-    for cell in own.values():
+    for name, cell in own.items():
         spans = rounds(cell)
         assert [begin for begin, _ in spans] == [0] + [end for _, end in spans[:-1]]
         assert spans[-1][1] == preset.fleet.rounds
         devices_keep = [piece.inputs["state"].key for piece in cell.federated[1:]]
         assert devices_keep == [piece.key for piece in cell.federated[:-1]]
-        rates = {
-            p.settings["rounds"][0]: p.settings["fleet"]["learning_rate"] for p in cell.federated
-        }
-        assert {rate for begin, rate in rates.items() if begin} == {0.01}
-    ends = {"end_in_round": "federate", "end_in_harden": "harden"}
-    kind = ends["end_in_round" if end_in_round else "end_in_harden"]
+        hardenings = [p for p in cell.server if p.kind == "harden"]
+        if name in ("fedavg", "client_at"):
+            assert not hardenings
+            continue
+        before = [p.inputs["start"].settings["rounds"][1] for p in hardenings]
+        assert before == [1, 2, 4] + ([6] if harden_last else [])
+        assert {p.settings["config"]["steps"] for p in hardenings} == {7}
+    kind = "harden" if harden_last else "federate"
     assert own["trajsyn_noise"].evaluation.inputs["model"].kind == kind
 
 
 def test_a_method_and_its_control_harden_alike():
-    own = by_arm(scheduled(cycles=1))
+    own = by_arm(scheduled())
     for name in ("trajsyn_noise", "trajsyn_server_set"):
         method, control = own[name], own[ARMS[name].control]
         ours, theirs = (
             [p for p in cell.server if p.kind == "harden"] for cell in (method, control)
         )
         assert [p.settings for p in ours] == [p.settings for p in theirs]
-        assert ours[0].inputs["start"].key == theirs[0].inputs["start"].key
-        assert ours[0].inputs["teacher"].key == theirs[0].inputs["teacher"].key
+        assert ours[0].key == theirs[0].key  # until something is distilled they are the same
+        assert ours[1].key != theirs[1].key
         assert rounds(method) == rounds(control)
 
 
-def test_distilling_again_reads_the_hardened_models_rounds():
-    own = by_arm(scheduled(cycles=1, distil_again=True))["trajsyn_noise"]
-    first, second = own.proxies
-    assert second.inputs["trajectory"].inputs["start"].kind == "harden"
-    assert "start" not in first.inputs["trajectory"].inputs
-    last = own.evaluation.inputs["model"]
-    assert {name for name in last.inputs if name.startswith("proxy")} == {"proxy0", "proxy1"}
+def test_distillation_reads_the_rounds_since_the_first_hardening():
+    own = by_arm(scheduled())["trajsyn_noise"]
+    start, first, second = own.proxies
+    assert start.settings["maker"] == "start"
+    spans = [[p.settings["rounds"] for p in made.inputs.values()] for made in (first, second)]
+    assert spans == [[[1, 2]], [[1, 2], [2, 3]]]
+    assert first.inputs["rounds000"].inputs["start"].kind == "harden"
+    *_, last = (p for p in own.server if p.kind == "harden")
+    makers = [p.settings["maker"] for name, p in last.inputs.items() if name.startswith("proxy")]
+    assert makers == ["trajsyn", "trajsyn"]
+
+
+def test_what_hardening_changed_is_no_part_of_a_segment():
+    parts = [
+        {"global/3": np.float32([0]), "global/4": np.float32([1]), "state/x": np.float32([9])},
+        {"global/4": np.float32([5]), "global/5": np.float32([6]), "device/a/4": np.float32([7])},
+    ]
+    path = trajectories_of(parts)
+    assert {t: w.item() for t, w in path.global_path.items()} == {0: 0, 1: 5, 2: 6}
+    assert {t: w.item() for t, w in path.unhardened.items()} == {1: 1}
+    assert path.device_path["a"][1].item() == 7
 
 
 def test_start_images_do_not_depend_on_what_devices_learned():
@@ -127,6 +147,6 @@ def test_server_sets_that_a_data_set_has_no_images_for_are_left_out_and_told():
     assert "5000 images a class are left out" in plan.remarks[0]
 
 
-def test_a_schedule_longer_than_the_federation_is_refused():
-    with pytest.raises(ConfigError, match="at least one has to come before it"):
-        scheduled(cycles=3)
+def test_a_schedule_that_never_distils_is_refused():
+    with pytest.raises(ConfigError, match="must say when the server distils"):
+        replace(PRESETS["tiny"].recipe, schedule=Schedule(harden=((1, 3),)))
