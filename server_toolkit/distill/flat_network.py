@@ -15,6 +15,7 @@ from models import ModelSpec
 from models.layers import Layer
 from models.spec import layer_parameters
 from server_toolkit.distill.dual_layers import DualPull, dual_layer
+from server_toolkit.distill.freed_memory import keep_freed_memory
 from server_toolkit.distill.plain_layers import Pull, plain_layer
 
 # On the CPU images go through the network in parts whose largest activation is at most this: more
@@ -61,7 +62,8 @@ class FlatNetwork:
     With `product_dtype` (bfloat16), convolutions and matrix products are computed in that; weights,
     norms and sums stay in `dtype`. With `compiled`, torch.compile fuses a step's kernels and, on
     CUDA, replays them as one graph; the first step then takes a minute. `part_bytes` bounds the
-    largest activation of the images that are worked on at a time.
+    largest activation of the images that are worked on at a time. On the CPU the whole process
+    keeps freed memory from then on (`keep_freed_memory`).
     """
 
     def __init__(
@@ -74,8 +76,9 @@ class FlatNetwork:
         compiled: bool = False,
         part_bytes: int | None = None,
     ) -> None:
-        if part_bytes is None and torch.device(device).type == "cpu":
-            part_bytes = CPU_PART_BYTES
+        if torch.device(device).type == "cpu":
+            part_bytes = part_bytes or CPU_PART_BYTES
+            keep_freed_memory()
         self._part_bytes = part_bytes
         self._product_dtype = product_dtype
         self._slots: list[_Slot] = []
