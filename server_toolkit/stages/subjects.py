@@ -11,7 +11,7 @@ from typing import Literal
 
 import onnx
 
-from edge_sdk.errors import ProtocolError
+from edge_sdk.errors import EdgeError, ProtocolError
 from edge_sdk.protocol.updates import decode_weights
 from models import ModelSpec, SpecError, layout_of
 from models.description import read_description
@@ -192,7 +192,7 @@ def _exported_from(path: Path, data: bytes) -> Subject | None:
         candidate, *exported = fleet_subjects(
             Workspace.open(load_config(root / "server.toml")), name
         )
-    except (ServerError, OSError, ValueError, KeyError) as error:
+    except (ServerError, EdgeError, OSError, ValueError, KeyError) as error:
         log.warning("%s: the torch model it was made of cannot be read: %s", path, error)
         return None
     if hashlib.sha256(data).hexdigest() not in (subject.sha256 for subject in exported):

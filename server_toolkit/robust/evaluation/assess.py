@@ -118,7 +118,7 @@ def assess(
     walk = plan_curve(settings.norm, white_box=white_box, surrogate=lent)
     shared: dict[str, Any] = dict(
         surrogate=surrogate, seed=settings.seed, batch_size=settings.batch_size, device=device,
-        keeper=keeper, progress=progress,
+        keeper=keeper,
     )  # fmt: skip
     sizes = AttackSettings(
         norm=settings.norm,
@@ -126,18 +126,20 @@ def assess(
         steps=settings.steps,
         square_queries=settings.square_queries,
     )
-    judgements = tuple(
-        run_planned(
-            planned, model, images, labels, settings=replace(sizes, epsilon=epsilon), **shared
-        )
-        for epsilon in settings.epsilons
-    )
-    curve = {0.0: judgements[0].outcomes[0].correct} if settings.curve else {}
-    for epsilon in settings.curve:
+    runs = [(planned, epsilon) for epsilon in settings.epsilons]
+    runs += [((walk,), epsilon) for epsilon in settings.curve]
+    results = []
+    for index, (attacks, epsilon) in enumerate(runs):
         at_size = replace(sizes, epsilon=epsilon)
-        curve[epsilon] = run_planned(
-            (walk,), model, images, labels, settings=at_size, **shared
-        ).robust
+        counts = [len(some) for some, _ in runs]
+        told = _part_of(progress, sum(counts[:index]), counts[index], sum(counts))
+        results.append(
+            run_planned(attacks, model, images, labels, settings=at_size, progress=told, **shared)
+        )
+    judgements = tuple(results[: len(settings.epsilons)])
+    curve = {0.0: judgements[0].outcomes[0].correct} if settings.curve else {}
+    for result in results[len(settings.epsilons) :]:
+        curve[result.epsilon] = result.robust
     probes = probe(
         model,
         images,
@@ -169,6 +171,18 @@ def assess(
         probes=probes,
         flags=find_flags(evidence),
     )
+
+
+def _part_of(progress: Progress | None, before: int, here: int, whole: int) -> Progress | None:
+    """Tell of a run of `here` attacks as a part of `whole`, of which `before` were done."""
+    if progress is None:
+        return None
+
+    def told(done: int, total: int, text: str) -> None:
+        images = total // here  # the same in every attack: those with the right clean answer
+        progress(before * images + done, whole * images, text)
+
+    return told
 
 
 def default_curve(epsilons: Sequence[float]) -> tuple[float, ...]:

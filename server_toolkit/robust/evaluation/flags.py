@@ -63,7 +63,8 @@ def find_flags(evidence: Evidence) -> tuple[Flag, ...]:
         *_outputs(evidence.probes),
         *_gradients(evidence),
         *(flag for judgement in evidence.judgements for flag in _attacks(judgement)),
-        *_curve(evidence.curve),
+        *_rising(evidence.curve),
+        *_rising({j.epsilon: j.robust for j in evidence.judgements}),
         *_surrogate(evidence),
         *_images(evidence),
         *_training(evidence),
@@ -202,11 +203,11 @@ def _attacks(j: Judgement) -> Iterator[Flag]:
             )
 
 
-def _curve(curve: Mapping[float, Mask]) -> Iterator[Flag]:
-    sizes = sorted(curve)
+def _rising(stood: Mapping[float, Mask]) -> Iterator[Flag]:
+    sizes = sorted(stood)
     for smaller, larger in pairwise(sizes):
-        rise = int(curve[larger].sum()) - int(curve[smaller].sum())
-        if rise > max(1, SLACK * len(curve[larger])):
+        rise = int(stood[larger].sum()) - int(stood[smaller].sum())
+        if rise > max(1, SLACK * len(stood[larger])):
             yield Flag(
                 "rises_with_epsilon",
                 "doubt",

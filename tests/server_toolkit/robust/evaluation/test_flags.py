@@ -102,8 +102,10 @@ def test_twenty_steps_do_not_arrive(sound):
 
 def test_accuracy_that_rises_with_epsilon(sound):
     small_changes = alive_where(sound, lambda x: (corner(x) - 0.5).abs() < EPSILON)
-    found = flags(small_changes, curve=(EPSILON, 2.5 * EPSILON))
-    assert "though the larger ball holds the smaller one" in found["rises_with_epsilon"]
+    sizes = (EPSILON, 2.5 * EPSILON)
+    for options in (dict(curve=sizes), dict(epsilons=sizes, attacks="pgd")):
+        found = flags(small_changes, **options)
+        assert "though the larger ball holds the smaller one" in found["rises_with_epsilon"]
 
 
 def test_dropout_left_on(sound):
