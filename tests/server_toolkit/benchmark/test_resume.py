@@ -1,23 +1,34 @@
 """A piece that was interrupted at its checkpoints ends as one that was not."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from server_toolkit.benchmark import federate, workplace
 from server_toolkit.benchmark.piece import in_order
+from server_toolkit.benchmark.presets import PRESETS
 from server_toolkit.benchmark.robustness import plan_benchmark
 from server_toolkit.benchmark.store import Store
 from server_toolkit.benchmark.work import perform
 from server_toolkit.benchmark.workplace import OutOfTimeError, Workshop
+from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.benchmark.made_up import tiny
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    preset = PRESETS["tiny"]
+    schedule = Schedule(harden=((1, 3),), distil=(2,))
     plan = plan_benchmark(
-        tiny(arms=("trajsyn_server_set",), partitions={"dirichlet:0.5": (2,)}), directory=None
+        tiny(
+            arms=("trajsyn_server_set",),
+            partitions={"dirichlet:0.5": (2,)},
+            fleet=replace(preset.fleet, rounds=4),
+            recipe=replace(preset.recipe, schedule=schedule, steps_between=3),
+        ),
+        directory=None,
     )
     workshop = Workshop(directory=tmp_path_factory.mktemp("whole"), sources=plan.sources)
     pieces = in_order(cell.evaluation for cell in plan.cells if cell.arm.role == "method")
@@ -63,7 +74,8 @@ def test_device_cost_counts_a_pass_for_every_attack_step(finished):
     assert rounds.kind == "federate"
     fleet = rounds.settings["fleet"]
     values = store.record(rounds).values
-    assert values["passes"] == fleet["images"] * fleet["epochs"] * fleet["rounds"]
+    assert rounds.settings["rounds"] == [0, 1]
+    assert values["passes"] == fleet["images"] * fleet["epochs"]
     result = type("Round", (), {"clients": []})()
     client = type("Client", (), {"samples": 10, "data": b"123"})()
     client.local = type("Local", (), {"cpu_s": 0.5})()
