@@ -22,9 +22,9 @@ from server_toolkit.distill.segments import Segment
 from server_toolkit.errors import DistillationError
 
 PROBED_STEPS = 2
-# Code and workspaces of the libraries, and what the allocator cannot give back. On the CPU 65 to
-# 145 MB were measured over networks and batch sizes (tests hold the whole prediction to 25 %).
-BESIDES_TENSORS_CPU = 85_000_000
+# Code and workspaces of the libraries, and what the allocator cannot give back. On the CPU 33 to
+# 62 MB were measured over networks and batch sizes (tests hold the whole prediction to 25 %).
+BESIDES_TENSORS_CPU = 45_000_000
 BESIDES_TENSORS_GPU = 256_000_000
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -175,14 +175,16 @@ def _left_in_control_group() -> int | None:
         return None
 
 
-def refuse_if_too_large(needed_bytes: int, device: str | torch.device, *, advice: str) -> None:
+def refuse_if_too_large(
+    what: str, needed_bytes: int, device: str | torch.device, *, advice: str
+) -> None:
     """Raise `DistillationError` with both numbers where `needed_bytes` are not free."""
     free = free_bytes(device)
     if free is not None and needed_bytes > free:
         kind = "GPU memory" if torch.device(device).type == "cuda" else "memory"
         raise DistillationError(
-            f"this needs about {as_text(needed_bytes)} more {kind}, and {as_text(free)} are free; "
-            f"{advice}"
+            f"{what} needs about {as_text(needed_bytes)} more {kind}, "
+            f"and {as_text(free)} are free; {advice}"
         )
 
 

@@ -76,12 +76,14 @@ def run_distill(
     device: str = "cpu",
     grid_every: int = 0,
     ranks: Ranks = ALONE,
+    earlier: str | None = None,
 ) -> Path:
     """Write and record `proxy/NAME.safetensors` and return its path.
 
     Beside it go the log `NAME.log.jsonl` and the picture `NAME.png`; every `grid_every` iterations
     a picture more in the folder `NAME.grid`. Interrupted, it leaves a checkpoint from which the
-    same call carries on. A proxy set that was made from the same rounds and settings is left as it
+    same call carries on. The images of the proxy set called `earlier` come before those that are
+    made. A proxy set that was made from the same rounds and settings is left as it
     is. Several `ranks` each match `segments_per_iteration` segments; the result is that of one
     process with as many as all of them. Raises `DistillationError`, also where the memory does not
     suffice, or `ConfigError`.
@@ -100,15 +102,24 @@ def run_distill(
         "weights": _weights_sha256(workspace, settings),
         "server_set": server_set_sha256,
     }
+    earlier_set = None
+    if earlier is not None:
+        earlier_set, lineage["earlier"] = workspace.proxy(earlier)
     path = workspace.path("proxy", name)
     if workspace.made_from("proxy", name, lineage):
         log.info("proxy set %s is made already: %s", name, path)
         return path
+    refuse_if_too_large(
+        "holding all weights",
+        _trajectory_bytes(workspace) * ranks.sharing("cpu"),
+        "cpu",
+        advice="use a machine with more memory",
+    )
     trajectories = ledger.trajectories()
     needed = predict_bytes(settings, ledger.spec, device=device, processes=ranks.world)
     if ranks.is_first:
         log.info("about %s of memory will be needed", as_text(needed))
-    refuse_if_too_large(needed * ranks.sharing(device), device, advice=MEMORY_ADVICE)
+    refuse_if_too_large("distilling", needed * ranks.sharing(device), device, advice=MEMORY_ADVICE)
 
     checkpoint = workspace.checkpoint("proxy", name, lineage)
     with RunLog(path.with_name(f"{name}.log.jsonl")) as run_log:
@@ -134,6 +145,8 @@ def run_distill(
             device=device,
             ranks=ranks,
         )
+    if earlier_set is not None:
+        proxy = proxy.joined_to(earlier_set)
     if ranks.is_first:
         save_picture_grid(path.with_suffix(".png"), proxy.images, proxy.labels, proxy.hard_labels)
         proxy.save(path)
@@ -153,14 +166,30 @@ def _server_set(workspace: Workspace) -> tuple[ServerSet, str]:
     return ServerSet(data.images, data.labels), sha256
 
 
+def _trajectory_bytes(workspace: Workspace) -> int:
+    """Return what the weights of all rounds and devices take, float32."""
+    ledger = workspace.ledger
+    vectors = ledger.latest_round() + 1 + sum(ledger.update_counts().values())
+    return 4 * ledger.layout.size * vectors
+
+
 def _weights_sha256(workspace: Workspace, settings: DistillConfig) -> str:
-    """Return a hash over everything that the segments can be cut from."""
+    """Return a hash over everything that the segments can be cut from.
+
+    Rounds that come later do not change it where the settings name the last one, so that a set
+    that was made between two rounds is not made again after them.
+    """
     ledger = workspace.ledger
     last = ledger.latest_round()
-    names = [ledger.weights_blob(t).sha256 for t in range(last + 1)]
-    names += [ledger.aggregate_blob(row.round).sha256 for row in ledger.hardened_bases()]
+    by_devices = settings.segment != "fleet" or settings.window == "auto"
+    end = last
+    if not by_devices and settings.window == "rounds" and settings.last_round is not None:
+        end = min(last, settings.last_round + settings.rounds_ahead)
+    names = [ledger.weights_blob(t).sha256 for t in range(end)]
+    ends = [row.round for row in ledger.hardened_bases() if row.round < end] + [end]
+    names += [ledger.aggregate_blob(t).sha256 for t in ends]
     # The window "auto" looks at how far the devices agree.
-    if settings.segment != "fleet" or settings.window == "auto":
+    if by_devices:
         names += [
             row.blob_sha256
             for row in ledger.updates()

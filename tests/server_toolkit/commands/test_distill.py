@@ -133,7 +133,7 @@ def test_statistics_of_the_rounds_as_table_and_json(fleet):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(fleet, monkeypatch):
-    monkeypatch.setattr("server_toolkit.distill.memory.free_bytes", lambda _device: 50_000_000)
+    monkeypatch.setattr("server_toolkit.distill.memory.free_bytes", lambda _device: 10_000_000)
     output = fleet.run("distill", "--name", "a", "--threads", "1", code=5)
-    assert re.search(r"needs about \d+ MB more memory, and 50 MB are free; choose", output)
+    assert re.search(r"needs about \d+ MB more memory, and 10 MB are free; choose", output)
     assert not (fleet.directory / "proxy" / "a.safetensors").exists()

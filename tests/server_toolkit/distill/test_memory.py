@@ -41,7 +41,7 @@ print(json.dumps([predicted, peak - before]))
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(images_per_class=20, batch_size=100, student_steps=1),
+        dict(images_per_class=20, batch_size=100, student_steps=3),
         pytest.param(
             dict(images_per_class=300, parameterisation="fourier", segments_per_iteration=2),
             marks=pytest.mark.slow,
@@ -83,5 +83,5 @@ def _parameters(spec):
 
 def test_too_large_is_refused_with_both_numbers():
     with pytest.raises(DistillationError, match=r"needs about 1000000\.0 GB .* free; buy some"):
-        refuse_if_too_large(10**15, "cpu", advice="buy some")
-    refuse_if_too_large(1, "cpu", advice="")
+        refuse_if_too_large("it", 10**15, "cpu", advice="buy some")
+    refuse_if_too_large("it", 1, "cpu", advice="")
