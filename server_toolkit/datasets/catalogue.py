@@ -74,7 +74,10 @@ def _load_published(name: str, directory: Path) -> tuple[Dataset, Dataset]:
         if _has(place, files[0]):
             return load(place)
     looked = ", ".join(str(place) for place in places)
-    raise ConfigError(f"{name} is not there: no {files[0]} in {looked}")
+    raise ConfigError(
+        f"{name} is not there: no {files[0]} in {looked}; `server-toolkit simulate --download` "
+        "fetches it"
+    )
 
 
 def _idx(folder: Path) -> tuple[Dataset, Dataset]:

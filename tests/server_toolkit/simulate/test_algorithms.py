@@ -5,6 +5,7 @@ import pytest
 
 from server_toolkit.errors import ConfigError
 from server_toolkit.simulate import Federation, FederationSettings
+from server_toolkit.simulate.participation import attendance
 from server_toolkit.simulate.scaffold import path_length
 from tests.server_toolkit.simulate.fleets import LINEAR, first_weights, shards
 
@@ -75,15 +76,32 @@ def test_fedprox(federation):
     assert_same(run(federation(algorithm="fedprox", proximal_mu=0.7), 3), w)
 
 
-def test_scaffold(federation):
-    """Algorithm 1 of the paper with option II, each device weighted by its examples."""
+@pytest.mark.parametrize(
+    "options", [{}, {"participation": 0.7, "late": 0.3, "never": 0.1}], ids=["everybody", "some"]
+)
+def test_scaffold(federation, options):
+    """Algorithm 1 of the paper with option II, each device weighted by its examples.
+
+    Only those that answer in time renew their variates.
+    """
     w = first_weights(LINEAR).astype(np.float64)
-    c, own = np.zeros_like(w), [np.zeros_like(w) for _ in DATA]
-    for _ in range(3):
-        ends = [local(w, d, correction=c - c_i) for d, c_i in zip(DATA, own, strict=True)]
-        own = [c_i - c + (w - end) / (EPOCHS * RATE) for c_i, end in zip(own, ends, strict=True)]
-        w, c = average(ends), average(own)
-    assert_same(run(federation(algorithm="scaffold"), 3), w)
+    c, own, missing = np.zeros_like(w), [np.zeros_like(w) for _ in DATA], 0
+    made = federation(algorithm="scaffold", **options)
+    draw = {"participation": 1.0, "late": 0.0, "never": 0.0} | options
+    for number in range(5):
+        present = attendance(made.devices, round=number, seed=0, **draw).on_time
+        here = [i for i, name in enumerate(made.devices) if name in present]
+        missing += len(DATA) - len(here)
+        ends = {i: local(w, DATA[i], correction=c - own[i]) for i in here}
+        for i in here:
+            own[i] = own[i] - c + (w - ends[i]) / (EPOCHS * RATE)
+        w = sum(SIZES[i] * ends[i] for i in here) / sum(SIZES[i] for i in here)
+        c = average(own)
+    assert bool(missing) == bool(options)
+    assert_same(run(made, 5), w)
+    for name, variate in zip(made.devices, own, strict=True):
+        found = made.state().get(f"variate/{name}", np.zeros_like(w))
+        np.testing.assert_allclose(found, variate, rtol=0, atol=2e-5)
 
 
 def test_scaffold_does_not_leave_the_optimum_and_fedavg_does(federation):
