@@ -18,7 +18,7 @@ from models import ModelSpec, layout_of
 from models.fast_pooling import use_fast_pooling
 from models.layout import Flat
 from models.networks import Network, build_model, flat_parameters, load_flat
-from server_toolkit.errors import ConfigError
+from server_toolkit.errors import ConfigError, HardeningError
 from server_toolkit.robust.harden_averaging import WeightAverage
 from server_toolkit.robust.harden_batches import Batches
 from server_toolkit.robust.harden_config import HardenConfig, LabelSource
@@ -117,6 +117,8 @@ def harden(
 
     train(state, batches, teachers, config, after_step=after_step)
     weights = np.concatenate([tensor.detach().cpu().numpy().ravel() for tensor in state.result])
+    if not np.isfinite(weights).all():
+        raise HardeningError("hardening diverged in its last step; use a smaller learning_rate")
     return HardenResult(
         weights, tuple(state.history), None if selection is None else selection.best_step
     )

@@ -325,3 +325,15 @@ def test_divergence_ends_in_a_message(problem):
     config = HardenConfig(**{**FAST, "learning_rate": 100.0, "weight_decay": 1.0})
     with pytest.raises(HardeningError, match=r"diverged.*learning_rate"):
         harden(SPEC, start, images, labels, config=config)
+
+
+def test_divergence_in_the_last_step_is_not_returned(problem):
+    images, labels, start = problem
+    broken = start.copy()
+    broken[-1] = 5e36  # the losses are finite, and a hundredfold step no more
+    config = HardenConfig(
+        **{**FAST, "steps": 1, "learning_rate": 100.0, "weight_decay": 1.0, "epsilon": 0.0},
+        label_source="hard",
+    )
+    with pytest.raises(HardeningError, match="last step"):
+        harden(SPEC, broken, images, labels, config=config)
