@@ -171,12 +171,14 @@ class PipelineSection(Section):
 class ScheduleSection(Section):
     """Hardening between rounds: "none", "recommended", or windows of rounds (see `Schedule`).
 
-    `steps` replaces that of [harden] there.
+    `steps` replaces that of [harden] there; `start_images_per_class` are made to harden on before
+    the first distillation.
     """
 
     harden: Literal["none", "recommended"] | tuple[tuple[int, int], ...] = "none"
     distil: tuple[int, ...] = ()
     steps: int = Field(default=60, ge=1, le=10**7)
+    start_images_per_class: int = Field(default=50, ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -62,6 +62,22 @@ class ProxySet:
         if not 0 < self.step_size < np.inf:
             raise ConfigError(f"step_size: {self.step_size} must be finite and above 0")
 
+    def joined_to(self, earlier: ProxySet) -> ProxySet:
+        """Return the images of `earlier`, then these; step size and lineage are this set's.
+
+        Raises `ConfigError` if the sets were made for different networks.
+        """
+        if earlier.spec != self.spec:
+            raise ConfigError("proxy sets of different networks cannot be joined")
+        return ProxySet(
+            images=np.concatenate([earlier.images, self.images]),
+            labels=np.concatenate([earlier.labels, self.labels]),
+            hard_labels=np.concatenate([earlier.hard_labels, self.hard_labels]),
+            step_size=self.step_size,
+            spec=self.spec,
+            metadata={**self.metadata, "joined_to": dict(earlier.metadata)},
+        )
+
     def save(self, path: Path) -> None:
         """Write one self-describing safetensors file, replacing `path` whole or not at all."""
         tensors: dict[str, Array] = {

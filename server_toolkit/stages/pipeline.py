@@ -35,7 +35,28 @@ def run_pipeline(
     with what they have.
     """
     arm = workspace.config.pipeline.arm
-    _distill_and_harden(workspace, arm, show=show, device=device)
+    if workspace.config.hardening.distil:
+        rounds = workspace.ledger.latest_round()
+        proxy = _scheduled_proxy(workspace, rounds, show=show, device=device)
+    else:
+        proxy = arm
+        with show(f"distil {arm}") as progress:
+            run_distill(
+                workspace,
+                arm,
+                settings=distill_settings(workspace),
+                progress=progress,
+                device=device,
+            )
+    with show(f"harden {arm}") as progress:
+        run_harden(
+            workspace,
+            arm,
+            proxy=proxy,
+            settings=harden_settings(workspace),
+            progress=progress,
+            device=device,
+        )
     judge = find_judge(workspace, [arm, FEDAVG])
     if judge.warning:
         log.warning(judge.warning)
@@ -65,31 +86,64 @@ def run_between_rounds(
     if hardened or ledger.round(number) is not None:
         return None
     name = f"{workspace.config.pipeline.arm}-before-round-{number}"
-    _distill_and_harden(workspace, name, show=show, device=device)
+    proxy = _scheduled_proxy(workspace, number, show=show, device=device)
+    settings = harden_settings(workspace)
+    settings = dataclasses.replace(
+        settings, steps=workspace.config.schedule.steps, seed=settings.seed + number
+    )
+    with show(f"harden {name}") as progress:
+        run_harden(
+            workspace, name, proxy=proxy, settings=settings, progress=progress, device=device
+        )
     weights, _ = workspace.weights(name)
     ledger.record_hardened_base(number, weights, model=name)
     return name
 
 
-def _distill_and_harden(
+def _scheduled_proxy(
     workspace: Workspace,
-    name: str,
+    number: int,
     *,
     show: Callable[[str], AbstractContextManager[Progress]],
     device: str,
-) -> None:
-    settings = distill_settings(workspace)
-    with show(f"distil {name}") as progress:
-        run_distill(workspace, name, settings=settings, progress=progress, device=device)
-    with show(f"harden {name}") as progress:
-        run_harden(
-            workspace,
-            name,
-            proxy=name,
-            settings=harden_settings(workspace),
-            progress=progress,
-            device=device,
+) -> str:
+    """Return the newest proxy set that the schedule has made before round `number`.
+
+    Each is distilled from the fleet's path since the first hardened round and holds the images of
+    the one before it. Before the first there are only the images that a distillation starts from.
+    """
+    schedule = workspace.config.hardening
+    arm = workspace.config.pipeline.arm
+    settings = dataclasses.replace(
+        distill_settings(workspace), segment="fleet", window="rounds", first_round=0, last_round=0
+    )
+    made: str | None = None
+    for index, distilled in enumerate(t for t in schedule.distil if t <= number):
+        earlier, made = made, f"{arm}-before-round-{distilled}"
+        window = dataclasses.replace(
+            settings,
+            first_round=schedule.harden[0][0],
+            last_round=distilled - settings.rounds_ahead,
+            seed=settings.seed + index,
         )
+        with show(f"distil {made}") as progress:
+            run_distill(
+                workspace,
+                made,
+                settings=window,
+                progress=progress,
+                device=device,
+                earlier=earlier,
+            )
+    if made is not None:
+        return made
+    start = f"{arm}-start"
+    images = dataclasses.replace(
+        settings, iterations=0, images_per_class=workspace.config.schedule.start_images_per_class
+    )
+    with show(f"make {start}") as progress:
+        run_distill(workspace, start, settings=images, progress=progress, device=device)
+    return start
 
 
 def distill_settings(workspace: Workspace) -> DistillConfig:

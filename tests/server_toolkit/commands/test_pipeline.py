@@ -59,7 +59,9 @@ def test_a_pipeline_that_is_terminated_carries_on_to_the_release(fleet):
 
 
 def test_between_rounds_it_hardens_the_aggregate_once(fleet):
-    fleet.edit_config("rounds = 3", "rounds = 4")
+    fleet.edit_config("rounds = 3", "rounds = 5")
+    schedule = "[schedule]\nharden = [[3, 5]]\ndistil = [4]\nsteps = 3\n[pipeline]\n"
+    fleet.edit_config("[pipeline]\n", schedule)
     command = (*PIPELINE, "--between-rounds")
     assert "round 3 will start from trajsyn-before-round-3" in fleet.run(*command)
     ledger = fleet.ledger()
@@ -67,7 +69,32 @@ def test_between_rounds_it_hardens_the_aggregate_once(fleet):
     np.testing.assert_array_equal(ledger.global_weights(3), weights)
     assert not np.array_equal(ledger.aggregate_weights(3), weights)
     assert "nothing to harden" in fleet.run(*command)
+    assert made(fleet) == [("proxy", "trajsyn-start"), ("model", "trajsyn-before-round-3")]
     assert ledger.latest_release() is None
+
+
+def test_a_schedule_distils_the_path_of_the_hardened_model_and_keeps_what_was_made(fleet):
+    """Rounds 1 and 2 of the finished run stand for rounds that started hardened."""
+    fleet.edit_config(
+        "[pipeline]\n",
+        "[schedule]\nharden = [[1, 9]]\ndistil = [2, 3]\nsteps = 3\n[pipeline]\n",
+    )
+    fleet.edit_config("rounds = 3", "rounds = 9")
+    assert "trajsyn-before-round-3" in fleet.run(*PIPELINE, "--between-rounds")
+    workspace = Workspace.open(load_config(fleet.config))
+    first, _ = workspace.proxy("trajsyn-before-round-2")
+    second, _ = workspace.proxy("trajsyn-before-round-3")
+    assert first.metadata["segments"] == ["fleet 1 to 2"]
+    assert second.metadata["segments"] == ["fleet 1 to 2", "fleet 2 to 3"]
+    assert len(second.images) == 2 * len(first.images)
+    np.testing.assert_array_equal(second.images[: len(first.images)], first.images)
+    assert not np.array_equal(second.images[len(first.images) :], first.images)
+
+    ledger, before = fleet.ledger(), made(fleet)
+    ledger.begin_round(now_s=0.0, deadline_s=1.0)
+    ledger.close_round(3, ledger.global_weights(3) * 1.01, now_s=1.0, next_deadline_s=None)
+    assert "trajsyn-before-round-4" in fleet.run(*PIPELINE, "--between-rounds")
+    assert made(fleet) == [*before, ("model", "trajsyn-before-round-4")]
 
 
 def test_a_gate_that_is_missed_releases_nothing_and_says_by_how_much(fleet):
