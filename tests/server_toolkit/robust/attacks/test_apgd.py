@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server_toolkit.robust.attacks.apgd import apgd_ce, apgd_t
+from server_toolkit.robust.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from server_toolkit.robust.attacks.apgd_ascent import checkpoints
 from server_toolkit.robust.attacks.geometry import lengths, project, random_start, steepest
 from tests.server_toolkit.robust.attacks.models_for_tests import linear_task
@@ -86,6 +86,53 @@ def test_the_first_step_has_length_two_epsilon_and_the_second_carries_a_quarter_
     apgd_ce(model, image, torch.tensor([0]), epsilon=0.25, steps=2)
     # Class 1 grows as the pixel falls: from any start 0.5 down, projected to 0.25 and kept there.
     torch.testing.assert_close(torch.cat(visited[2:]), torch.tensor([0.25, 0.25]))
+
+
+def scalar_ascent(loss, slope, image, start, epsilon, steps):
+    """The points that algorithm 1 of the paper visits on one pixel, written for one number."""
+    low, high = max(image - epsilon, 0), min(image + epsilon, 1)
+    checks, size, halved = list(checkpoints(steps)), 2 * epsilon, True
+    points = [start]
+    current = previous = best = start
+    best_at_check, rises, last_check = loss(start), 0, 0
+    for k in range(1, steps + 1):
+        plain = min(max(current + size * (1 if slope(current) > 0 else -1), low), high)
+        share = 1.0 if k == 1 else 0.75
+        new = current + share * (plain - current) + (1 - share) * (current - previous)
+        new = min(max(new, low), high)
+        # After a return to the best point, the step before ended where it really ended.
+        rises += loss(new) > loss(points[-1])
+        previous, current = current, new
+        points.append(new)
+        best = new if loss(new) > loss(best) else best
+        if k in checks:
+            stuck = rises <= 0.75 * (k - last_check) or (not halved and loss(best) <= best_at_check)
+            if stuck:
+                size, current = size / 2, best
+            halved, best_at_check, rises, last_check = stuck, loss(best), 0, k
+    return points
+
+
+@pytest.mark.parametrize(("image", "peak"), [(0.5, 0.52), (0.5, 0.71), (0.1, 0.33)])
+def test_the_path_is_that_of_algorithm_1(image, peak):
+    visited = []
+
+    def lead(pixel):
+        return -((pixel - peak) ** 2) - 0.1
+
+    def model(images):
+        visited.append(images.detach().flatten().clone())
+        pixel = images.flatten(1)[:, 0]
+        return torch.stack([torch.zeros_like(pixel), lead(pixel)], dim=1)
+
+    pixel = torch.full((1, 1, 1, 1), image, dtype=torch.float64)
+    result = apgd_dlr(model, pixel, torch.tensor([0]), epsilon=0.25)  # of two: the lead itself
+    assert result.robust.all()
+    path = torch.cat(visited[1:])
+    expected = scalar_ascent(
+        lead, lambda x: -2 * (x - peak), image, float(path[0]), epsilon=0.25, steps=100
+    )
+    torch.testing.assert_close(path, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_targets_are_the_likeliest_wrong_classes_in_turn(monkeypatch):

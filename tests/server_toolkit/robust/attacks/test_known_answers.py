@@ -56,7 +56,7 @@ def test_of_a_linear_model_the_images_nearer_than_epsilon_fall_and_no_other(
     distances = distance_to_boundary(model, images, labels, norm)
     free = distance_to_boundary(model, images, labels, norm, box=False)
     assert (distances > 1.05 * free).sum() >= (4 if edges else 0)  # there the box matters
-    for epsilon in distances.quantile(torch.tensor([0.3, 0.7, 0.95]).double()).tolist():
+    for epsilon in distances.quantile(torch.tensor([0.3, 0.8]).double()).tolist():
         result = attack(model, images, labels, epsilon=epsilon, norm=norm)
         assert not result.robust[distances < epsilon * (1 - NEAR)].any()
         assert result.robust[distances > epsilon * (1 + 1e-5)].all()
