@@ -59,8 +59,10 @@ def render_robustness_page(result: Result) -> str:
 {len(result.judge.labels)} images of {escaped(result.judge.name)}; each image may be changed by at
 most ε = {sizes} ({_norm(result)}, pixels in [0, 1]). Ranges are 95 % intervals.</p>
 {_warning(result)}
-<section><h2>What to conclude</h2><p class="soft">The edge says how far the numbers can be relied on,
-not how good the model is: blue, as far as was looked; yellow, with caution; orange, not yet.</p>{"".join(_verdict(model) for model in result.models)}
+<section><h2>What to conclude</h2>
+<p class="soft">The edge says how far the numbers can be relied on, not how good the model is: blue,
+no reason to doubt them; yellow, with caution; orange, not yet.</p>
+{"".join(_verdict(model) for model in result.models)}
 {_comparisons(result)}</section>
 {"".join(_table(result, index) for index in range(len(result.settings.epsilons)))}
 {_curves(result)}
