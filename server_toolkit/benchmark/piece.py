@@ -55,3 +55,12 @@ def in_order(wanted: Iterable[Piece]) -> list[Piece]:
     for piece in wanted:
         add(piece)
     return list(found.values())
+
+
+def readers_of(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    """Return for every piece's key the pieces that read it."""
+    readers: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        for source in piece.inputs.values():
+            readers.setdefault(source.key, []).append(piece)
+    return readers

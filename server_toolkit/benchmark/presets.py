@@ -96,17 +96,12 @@ class Preset:
 
 
 SERVER_IMAGES = (0, 1, 10, 100)
-FEWER_SERVER_IMAGES = (
-    0,
-    1,
-    10,
-)  # what `small` can afford beside it; docs/benchmark.md has the sums
 
 SMALL = Preset(
     name="small",
     datasets=("mnist", "fashion_mnist", "cifar10"),
     seeds=(0, 1, 2),
-    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": FEWER_SERVER_IMAGES},
+    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": SERVER_IMAGES},
     server_pool=100,
     networks=(Network(width=16),),
     fleet=Fleet(
@@ -118,6 +113,12 @@ SMALL = Preset(
         learning_rate=0.05,
         momentum=0.9,
         attack_steps=5,
+    ),
+    recipe=Recipe(
+        distill=DistillConfig(iterations=150),
+        distill_server_set=DistillConfig(start="server_set", iterations=150),
+        schedule="recommended",
+        steps_between=25,
     ),
     judging=Judging(images=1000, autoattack_images=100),
 )
@@ -144,7 +145,9 @@ PAPER = Preset(
         distill_server_set=DistillConfig(
             start="server_set", images_per_class=50, iterations=3000, batch_size=100
         ),
-        harden=HardenConfig(steps=3000, batch_size=128, attack_steps=10),
+        harden=HardenConfig(batch_size=128, attack_steps=10),
+        schedule="recommended",
+        steps_between=200,
     ),
     judging=Judging(
         images=None, autoattack_images=1000, batch_size=1000, autoattack_batch_size=1000

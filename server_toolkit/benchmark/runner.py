@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server_toolkit.benchmark.piece import Piece
+from server_toolkit.benchmark.piece import Piece, readers_of
 from server_toolkit.benchmark.store import Store
 from server_toolkit.benchmark.workers import Workers
 from server_toolkit.benchmark.workplace import Workshop
@@ -78,9 +78,10 @@ def run_pieces(
 def _run(
     pieces: Sequence[Piece], workshop: Workshop, store: Store, workers: int, progress: Progress
 ) -> RunOutcome:
-    queue = _Queue([p for p in pieces if not store.done(p)], store)
+    queue = _Queue(left_to_do(pieces, store), store)
     queue.done = {p.key for p in pieces} - {p.key for p in queue.waiting}
     eta = _Eta(pieces, store, workers)
+    readers = readers_of(pieces)
     unfinished: list[Piece] = []
     progress(len(queue.done), len(pieces), eta.text(queue.waiting))
     at_work: list[Piece] = []
@@ -103,9 +104,33 @@ def _run(
                 else:
                     queue.done.add(ended.piece.key)
                     eta.note(ended.piece)
+                    _free_space(ended.piece, readers, queue)
                 text = f"{ended.piece.label}; {eta.text(queue.waiting + at_work)}"
                 progress(len(queue.done), len(pieces), text)
     return RunOutcome(queue.failed, complete=not queue.waiting and not unfinished)
+
+
+def left_to_do(pieces: Sequence[Piece], store: Store) -> list[Piece]:
+    """Return, in order, the pieces that are not done, and those whose arrays they miss."""
+    readers = readers_of(pieces)
+    left: dict[str, Piece] = {}
+    for piece in reversed(pieces):
+        read = any(reader.key in left for reader in readers.get(piece.key, []))
+        if not store.done(piece) or (read and not store.available(piece)):
+            left[piece.key] = piece
+    return list(reversed(left.values()))
+
+
+def _free_space(finished: Piece, readers: Mapping[str, Sequence[Piece]], queue: _Queue) -> None:
+    """Drop what only led to other pieces, once all of them are done.
+
+    A schedule makes thousands of models on the way. The judged ones and the images stay.
+    """
+    for source in finished.inputs.values():
+        own = readers[source.key]
+        on_the_way = source.kind != "proxy" and all(r.kind != "evaluate" for r in own)
+        if on_the_way and all(reader.key in queue.done for reader in own):
+            queue.store.discard_tensors(source)
 
 
 def _out_of_time(workshop: Workshop) -> bool:

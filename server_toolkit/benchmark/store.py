@@ -53,6 +53,14 @@ class Store:
         """Return whether the piece is finished; its JSON file is written last."""
         return self._path(piece, "json").exists()
 
+    def available(self, piece: Piece) -> bool:
+        """Return whether the arrays of a finished piece are there, for others to read."""
+        return self.done(piece) and self._path(piece, "safetensors").exists()
+
+    def discard_tensors(self, piece: Piece) -> None:
+        """Free the space of arrays that nobody reads any more; what is known of it stays."""
+        self._path(piece, "safetensors").unlink(missing_ok=True)
+
     def record(self, piece: Piece) -> Record:
         """Return what is known of a finished piece; raises `ConfigError` naming a damaged file."""
         path = self._path(piece, "json")
@@ -66,12 +74,7 @@ class Store:
 
     def tensors(self, piece: Piece) -> dict[str, Array]:
         """Return the arrays of a finished piece; raises `ConfigError` naming a damaged file."""
-        path = self._path(piece, "safetensors")
-        try:
-            return read_tensor_file(path, max_bytes=MAX_TENSOR_BYTES)[0]
-        except ConfigError as error:
-            # Without its arrays the piece has to be made again.
-            raise ConfigError(f"{error}; remove {path.with_suffix('.json').name} too") from error
+        return read_tensor_file(self._path(piece, "safetensors"), max_bytes=MAX_TENSOR_BYTES)[0]
 
     def finish(self, piece: Piece, outcome: Outcome, record: Record) -> None:
         """Keep a piece's outcome and drop its checkpoints."""

@@ -1,6 +1,7 @@
 import os
 import time
 
+import numpy as np
 import pytest
 
 from server_toolkit.benchmark import work
@@ -36,7 +37,9 @@ def done(monkeypatch):
         if name.startswith("bad"):
             raise ConfigError("it is bad")
         place.tick()
-        return Outcome({"name": name})
+        for source in place.piece.inputs.values():
+            assert place.store.tensors(source)
+        return Outcome({"name": name}, {"weights": np.float32([1])})
 
     monkeypatch.setitem(work.WORK, "harden", compute)
     return names
@@ -85,6 +88,24 @@ def test_time_that_is_up_leaves_work_for_the_next_run(done, tmp_path):
     assert not outcome.complete
     assert not outcome.failed
     assert done == []
+
+
+def test_what_only_led_to_others_is_dropped_and_made_again_where_it_is_missed(done, tmp_path):
+    base = piece("base")
+    middle = piece("middle", base)
+    run([piece("top", middle)], tmp_path)
+    store = Store(tmp_path)
+    assert [store.available(p) for p in (base, middle, piece("top", middle))] == [0, 0, 1]
+    run([piece("top", middle)], tmp_path)
+    assert done == ["base", "middle", "top"]
+    run([piece("other", middle)], tmp_path)
+    assert done == ["base", "middle", "top", "base", "middle", "other"]
+
+
+def test_arrays_stay_as_long_as_somebody_will_read_them(done, tmp_path):
+    base = piece("base")
+    run([piece("top", base), piece("bad", base)], tmp_path)
+    assert Store(tmp_path).available(base)
 
 
 def test_progress_counts_pieces_and_guesses_the_rest(done, tmp_path):
