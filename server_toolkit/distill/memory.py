@@ -22,9 +22,9 @@ from server_toolkit.distill.segments import Segment
 from server_toolkit.errors import DistillationError
 
 PROBED_STEPS = 2
-# Code and workspaces of the libraries, and what the allocator cannot give back. On the CPU 33 to
-# 62 MB were measured over networks and batch sizes (tests hold the whole prediction to 25 %).
-BESIDES_TENSORS_CPU = 45_000_000
+# Code and workspaces of the libraries, and what the allocator cannot give back. On the CPU 24 to
+# 104 MB were measured over networks and batch sizes (tests hold the whole prediction to 25 %).
+BESIDES_TENSORS_CPU = 58_000_000
 BESIDES_TENSORS_GPU = 256_000_000
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -98,6 +98,8 @@ def predict_bytes(
 
     Runs iterations on the "meta" device. The trajectories themselves are not counted.
     """
+    if config.iterations == 0:  # the start alone is wanted
+        return 2 * 4 * spec.classes * config.images_per_class * spec.channels * spec.image_size**2
     own = max(1, config.segments_per_iteration // processes)
     on_cpu = torch.device(device).type == "cpu"
     peak = _peak_of_one_iteration(
