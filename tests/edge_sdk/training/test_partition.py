@@ -16,12 +16,13 @@ def write(path, devices, **changes):
     return path
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "classes"])
 def test_every_example_goes_to_exactly_one_device_and_the_seed_fixes_which(kind):
-    parts = make_partition(LABELS, DEVICES, kind=kind, seed=0)
+    parts, again, other = (
+        make_partition(LABELS, DEVICES, kind=kind, seed=seed, classes_per_device=4)
+        for seed in (0, 0, 1)
+    )
     assert sorted(np.concatenate(list(parts.values()))) == list(range(300))
-    again = make_partition(LABELS, DEVICES, kind=kind, seed=0)
-    other = make_partition(LABELS, DEVICES, kind=kind, seed=1)
     assert all(np.array_equal(parts[d], again[d]) for d in DEVICES)
     assert any(not np.array_equal(parts[d], other[d]) for d in DEVICES)
 
@@ -39,6 +40,32 @@ def test_a_small_alpha_gives_each_device_fewer_classes():
         return (counts.max(axis=0) / counts.sum(axis=0)).mean()
 
     assert largest_share(0.1) > 0.7 > 0.45 > largest_share(100.0)
+
+
+@pytest.mark.parametrize(("count", "each"), [(5, 2), (7, 3), (20, 1), (3, 10)])
+def test_each_device_has_so_many_classes_and_each_class_about_as_many_devices(count, each):
+    devices = [f"cam-{i:02}" for i in range(count)]
+    parts = make_partition(LABELS, devices, kind="classes", seed=3, classes_per_device=each)
+    held = np.array([np.bincount(LABELS[p], minlength=10) for p in parts.values()])
+    assert ((held > 0).sum(axis=1) == each).all()
+    holders = (held > 0).sum(axis=0)
+    assert holders.max() - holders.min() <= 1
+    for column in held.T:
+        shares = column[column > 0]
+        assert shares.max() - shares.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "each", "message"),
+    [(3, 11, "there are 10"), (3, 0, "there are 10"), (3, 2, "to nobody"), (400, 1, "fewer")],
+)
+def test_classes_that_cannot_be_shared_out_so_are_refused(count, each, message):
+    labels = LABELS if count < 100 else np.repeat(LABELS[::30], 40)[:-20]
+    devices = [f"cam-{i:03}" for i in range(count)]
+    with pytest.raises(ConfigError, match=message):
+        make_partition(
+            labels, devices[: len(labels)], kind="classes", seed=0, classes_per_device=each
+        )
 
 
 def test_a_written_partition_is_read_back(tmp_path):

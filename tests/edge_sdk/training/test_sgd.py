@@ -32,6 +32,20 @@ def test_the_proximal_term_follows_its_closed_form():
         np.testing.assert_allclose(w, expected, rtol=1e-5)
 
 
+def test_a_correction_is_added_to_each_gradient_whatever_its_scale():
+    """As if the mean gradient had been larger by it: SCAFFOLD's c - c_i."""
+    rng = np.random.default_rng(1)
+    correction = rng.normal(size=5).astype(np.float32)
+    ours, theirs = np.ones(5, np.float32), np.ones(5, np.float32)
+    corrected = SGD([ours], learning_rate=0.1, momentum=0.9, correction=[correction])
+    plain = SGD([theirs], learning_rate=0.1, momentum=0.9)
+    for count in (4, 7, 2):
+        gradient = rng.normal(size=5).astype(np.float32)
+        corrected.step([gradient * count], scale=1 / count)
+        plain.step([gradient + correction], scale=1.0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_gradients_are_left_zero_for_the_next_sum():
     w, gradient = np.ones(3, np.float32), np.ones(3, np.float32)
     SGD([w], learning_rate=0.5, momentum=0.9).step([gradient], scale=1.0)
