@@ -1,4 +1,4 @@
 """Attacks, adversarial training on a proxy set, and the evaluation of what comes out.
 
-`attacks` (`fgsm`, `pgd`), `harden.harden`, `evaluate.evaluate`.
+`attacks` (`fgsm`, `pgd` ... `autoattack`), `harden.harden`, `evaluate.evaluate`.
 """
