@@ -91,14 +91,12 @@ class StackedEngine:
                     images, targets, batch.shares,
                 )  # fmt: skip
                 done(before + len(jobs) * (step + 1) // max(steps))
-        trained = weights.cpu().numpy()
-        self._check(jobs, steps, losses.cpu().numpy(), trained)
+        trained, found = weights.cpu().numpy(), losses.cpu().numpy()
+        self._check(jobs, steps, found, trained)
         share = [s / sum(steps) for s in steps]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         return [
-            self._result(
-                trained[i].copy(), losses[i, :n].cpu().numpy(), sizes[i], wall * p, cpu * p
-            )
+            self._result(trained[i].copy(), found[i, :n], sizes[i], wall * p, cpu * p)
             for i, (n, p) in enumerate(zip(steps, share, strict=True))
         ]
 
