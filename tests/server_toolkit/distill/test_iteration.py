@@ -44,33 +44,25 @@ def first_moments(state):
     return {name: value / (1 - 0.9) for name, value in state.first_moments.items()}
 
 
-def test_the_gradient_of_several_segments_is_the_mean_of_theirs(trajectories):
-    run, state = run_and_state(trajectories, segments_per_iteration=3)
-    matches, _ = iterate(state, run)
-    together = first_moments(state)
-    assert len({match.segment for match in matches}) > 1
-
-    # Each alone: the others are skipped, by a threshold between the losses or by being dropped.
-    total = {name: torch.zeros_like(value) for name, value in together.items()}
-    for number in range(3):
-        run, state = run_and_state(trajectories, segments_per_iteration=3)
-        only = dataclasses.replace(run, ranks=OnlyRow(number))
-        iterate(state, only)
-        for name, value in first_moments(state).items():
-            total[name] += value / 3
-    for name, value in together.items():
-        assert torch.allclose(value, total[name], rtol=1e-4, atol=1e-7), name
-
-
-class OnlyRow(Ranks):
-    """Pretends that every segment had the result of one."""
-
-    def __init__(self, number):
-        super().__init__()
-        object.__setattr__(self, "number", number)
+class Listening(Ranks):
+    """Keeps what the segments of the last iteration gave: loss, step, image, label gradients."""
 
     def gather(self, rows):
-        return rows[self.number : self.number + 1].expand(len(rows), -1)
+        object.__setattr__(self, "rows", rows)
+        return rows
+
+
+def test_the_gradient_of_several_segments_is_the_mean_of_theirs(trajectories):
+    run, state = run_and_state(trajectories, segments_per_iteration=3)
+    ranks = Listening()
+    matches, _ = iterate(state, dataclasses.replace(run, ranks=ranks))
+    assert len({match.segment for match in matches}) > 1
+    assert [match.match_loss for match in matches] == ranks.rows[:, 0].tolist()
+
+    mean = sum(ranks.rows[:, 1:]) / 3
+    found = first_moments(state)
+    flat = torch.cat([found[n].flatten() for n in ("log_step", "images", "label_logits")])
+    assert torch.allclose(flat, mean, rtol=1e-4, atol=1e-7)
 
 
 class Half(Ranks):
