@@ -12,7 +12,6 @@ from server_toolkit.config import load_config
 from server_toolkit.errors import LedgerError
 from server_toolkit.ledger import Ledger
 from server_toolkit.ledger.trajectories import verify
-from server_toolkit.rounds.schedule import Schedule
 from server_toolkit.simulate import Federation
 from server_toolkit.simulate import run as simulation_run
 from tests.server_toolkit.simulate.command import in_process, simulate, start
