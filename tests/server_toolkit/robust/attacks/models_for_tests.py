@@ -81,7 +81,7 @@ def digit_model(*, hardened):
         rows = torch.randint(200, len(images), (64,), generator=generator)
         x, y = images[rows], labels[rows]
         if hardened:
-            x = pgd(model, x, y, epsilon=0.15, steps=3, step_size=0.08, generator=generator)
+            x = pgd(model, x, y, epsilon=0.15, steps=2, step_size=0.1, generator=generator)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

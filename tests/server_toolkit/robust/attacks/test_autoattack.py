@@ -36,7 +36,9 @@ def run(attack, norm, model, images, labels, **options):
     if attack is cw_l2:
         options |= dict(steps=30, searches=3)
     if attack in (apgd_t, fab_t):
-        options |= dict(targets=2, steps=40)
+        options["targets"] = 2
+    if attack in (apgd_ce, apgd_dlr, apgd_t, fab_t):
+        options["steps"] = 30
     return attack(model, images, labels, epsilon=options.pop("epsilon", EPSILON[norm]), **options)
 
 
