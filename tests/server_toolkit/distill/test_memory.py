@@ -15,7 +15,7 @@ from server_toolkit.errors import DistillationError
 SPEC = dict(channels=3, image_size=32, classes=10, width=32, mean=[0.5] * 3, std=[0.2] * 3)
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np, torch
 from models import ModelSpec
@@ -31,10 +31,14 @@ config = DistillConfig(iterations=1, **json.loads(sys.argv[2]))
 weights = flat_parameters(build_model(spec, seed=0))
 trajectories = Trajectories({0: weights, 1: weights + np.float32(0.01)})
 predicted = predict_bytes(config, spec)
-before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def status(name):  # ru_maxrss would begin with that of the process that started this one
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+before = status("VmRSS")
 distill(trajectories, spec, config=config)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps([predicted, peak - before]))
+print(json.dumps([predicted, status("VmHWM") - before]))
 """
 
 
