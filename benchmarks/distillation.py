@@ -13,11 +13,11 @@ docs/distillation.md defines every figure.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -56,9 +56,19 @@ class Measurement:
     data: str | None
 
 
-def peak_rss_mb() -> float:
-    """Return this process's largest resident size so far, in MB of 2^20 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident_mb(field: str) -> float:
+    """Return VmRSS (now) or VmHWM (the most since the last reset) in MB of 2^20 bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"/proc/self/status has no {field}; this benchmark needs Linux")
+
+
+def forget_the_preparation() -> float:
+    """Give freed memory back, reset the peak, and return what is resident."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
+    return resident_mb("VmRSS")
 
 
 def measure(what: Measurement) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def measure(what: Measurement) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         before_mb = torch.cuda.memory_allocated() / 2**20
     else:
-        before_mb = peak_rss_mb()
+        before_mb = forget_the_preparation()
 
     losses, wall, processor = [], [], []
     for _ in range(WARM_UP + what.iterations):
@@ -107,7 +117,7 @@ def measure(what: Measurement) -> dict[str, Any]:
         losses.append(iterate(values))
         wall.append(time.perf_counter() - begin[0])
         processor.append(time.process_time() - begin[1])
-    peak_mb = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_rss_mb()
+    peak_mb = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident_mb("VmHWM")
     return {
         "data": name,
         "losses": losses,
