@@ -168,7 +168,7 @@ def _comparison(entry: Mapping[str, Any]) -> str:
     kind = robust["verdict"].split()[0]
     return (
         f'<td class="{escaped(kind)}"><b>{100 * mean:+.1f}</b><br>'
-        f"<small>seeds {_interval(robust['over_seeds']['interval'])}<br>"
+        f"<small>{_seeds(robust['over_seeds']['interval'])}<br>"
         f"images {_interval(robust['over_images']['interval'])}<br>"
         f"clean {100 * clean['over_seeds']['mean']:+.1f}<br></small>"
         f'<small class="words">{escaped(robust["verdict"])}</small></td>'
@@ -280,9 +280,11 @@ def _where(entry: Mapping[str, Any]) -> str:
     return f"{entry['dataset']}, {entry['network']}, {entry['partition']}, ε = {epsilon}"
 
 
-def _interval(interval: Sequence[float] | None) -> str:
-    if interval is None:
-        return "one seed"
+def _seeds(interval: Sequence[float] | None) -> str:
+    return "one seed" if interval is None else f"seeds {_interval(interval)}"
+
+
+def _interval(interval: Sequence[float]) -> str:
     return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
 
 

@@ -133,6 +133,7 @@ def test_a_damaged_result_is_named(done, tmp_path):
         Store(tmp_path).record(piece("a"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_piece_only(tmp_path):
     deadly = Deadly(kind="proxy", settings={"server_images": 0}, label="deadly")
     harmless = piece("harmless", kind="proxy")  # fails for want of settings, in its worker
