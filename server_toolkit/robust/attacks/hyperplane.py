@@ -21,10 +21,12 @@ def to_hyperplane(points: Tensor, normals: Tensor, rise: Tensor, norm: Norm) -> 
     in its root, exactly and from below, after a few rounds.
     """
     steep = normals.abs()
+    longest = steep.amax(1).clamp_(min=torch.finfo(points.dtype).tiny)
+    steep = steep / longest[:, None]  # a gradient of 1e-30 is squared below
     towards = normals.sign() * torch.where(rise < 0, -1.0, 1.0)[:, None]
     room = torch.where(towards > 0, 1 - points, points)
     speed = (steep > 0).to(points.dtype) if norm == "linf" else steep
-    wanted = rise.abs()
+    wanted = torch.minimum(rise.abs() / longest, (steep * room).sum(1))
     exact = 16 * torch.finfo(points.dtype).eps * wanted
     t = torch.zeros_like(wanted)
     for _ in range(MAX_ROUNDS):

@@ -58,8 +58,11 @@ def loss_gradients(
 
 
 def slices(count: int, batch_size: int) -> Iterator[slice]:
-    """Split `count` images into the fewest batches of at most `batch_size`, all about as large."""
-    batches = -(-count // batch_size)
+    """Split `count` images into the fewest batches of at most `batch_size`, all about as large.
+
+    No images are one empty batch, so that results have the right shape.
+    """
+    batches = max(-(-count // batch_size), 1)
     for batch in range(batches):
         yield slice(batch * count // batches, (batch + 1) * count // batches)
 

@@ -36,7 +36,7 @@ def linf_proposal(
     new = (inside + epsilon * signs).clamp_(0, 1)
     changed = (new != best.flatten(2).gather(2, window)).flatten(1).any(1)
     rows = changed.nonzero()[:, 0]
-    candidates = best[rows]
+    candidates = best[rows].contiguous()  # or flatten would copy, and the windows be lost
     candidates.flatten(2).scatter_(2, window[rows], new[rows])
     return rows, candidates
 

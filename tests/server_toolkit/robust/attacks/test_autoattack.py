@@ -79,6 +79,22 @@ def test_results_are_what_they_say(attack, norm, hardened, held_out):
 
 
 @pytest.mark.parametrize(("attack", "norm"), CASES)
+def test_the_layout_of_the_images_in_memory_does_not_matter(attack, norm, hardened, held_out):
+    images, labels = (part[:8] for part in held_out)
+    turned = images.transpose(2, 3).contiguous().transpose(2, 3)
+    plain, other = (run(attack, norm, hardened, x, labels) for x in (images, turned))
+    assert torch.equal(plain.robust, other.robust)
+    torch.testing.assert_close(plain.adversarial, other.adversarial, atol=1e-3, rtol=0)
+
+
+def test_no_images_are_no_error(hardened, held_out):
+    images, labels = held_out
+    result = autoattack(hardened, images[:0], labels[:0], epsilon=0.1)
+    assert result.adversarial.shape == images[:0].shape
+    assert list(result.robust_after.values()) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("attack", "norm"), CASES)
 def test_one_seed_gives_one_result_for_any_batch_size(attack, norm, hardened, held_out):
     images, labels = held_out[0][:12], held_out[1][:12]
     first = run(attack, norm, hardened, images, labels, batch_size=64)

@@ -103,6 +103,26 @@ def test_nothing_to_reach_or_no_normal_changes_nothing(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25])
+def test_the_length_of_the_normal_does_not_matter(norm, scale):
+    points, normals, rise = task(10, share=0.5)
+    points, normals, rise = points.float(), (normals * scale).float(), (rise * scale).float()
+    points[:, 3] = 0.5
+    expected = to_hyperplane(points, normals / scale, rise / scale, norm)
+    change = to_hyperplane(points, normals, rise, norm)
+    torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_plane_out_of_reach_of_a_tiny_normal_is_no_nan(norm):
+    points, normals, _ = task(10, share=0.5)
+    points, normals = points.float(), (normals * 1e-40).float()
+    end = points + to_hyperplane(points, normals, torch.full((10,), 3.0), norm)
+    corner = torch.where(normals == 0, points, (normals > 0).float())
+    torch.testing.assert_close(end, corner)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_float32_of_image_size_agrees_with_float64(norm):
     generator = torch.Generator().manual_seed(1)
     points = torch.rand((20, 784), generator=generator).round(decimals=1)
