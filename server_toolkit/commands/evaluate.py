@@ -181,8 +181,7 @@ def evaluate(
         sizes = assess.default_sizes(judge, ball, workspace)
     lender = None if transfer_from is None else _subjects(workspace, transfer_from, network)[0]
     subjects = [s for m in models for s in _subjects(workspace, m, network, lender)]
-    for subject in reversed(subjects):  # all take the same images
-        fitted = assess.fitted(judge, subject.shape)
+    fitted = assess.fitted(judge, subjects)
     settings = AssessSettings(
         norm=ball,
         epsilons=sizes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -121,8 +122,28 @@ def images_of_dataset(name: str, directory: Path | None) -> Judge:
     return _judge("dataset", name, digest, test)
 
 
-def fitted(judge: Judge, shape: ModelSpec) -> Judge:
-    """Return the images as the network of this shape takes them; raises `ConfigError`."""
+def fitted(judge: Judge, subjects: Sequence[Subject]) -> Judge:
+    """Return the images as all the subjects, and what lends them gradients, take them.
+
+    Raises `ConfigError` where the images do not fit, or where no images fit all.
+    """
+    lenders = [subject.surrogate for subject in subjects if subject.surrogate is not None]
+    first, *others = [*subjects, *lenders]
+    result = _fitted(judge, first.shape)
+    for other in others:
+        if _fitted(judge, other.shape).images.shape != result.images.shape:
+            raise ConfigError(
+                f"{first.name} takes images of {_size(first.shape)}, {other.name} of "
+                f"{_size(other.shape)}; they cannot be judged on the same images"
+            )
+    return result
+
+
+def _size(shape: ModelSpec) -> str:
+    return f"{shape.channels}x{shape.image_size}x{shape.image_size}"
+
+
+def _fitted(judge: Judge, shape: ModelSpec) -> Judge:
     classes = int(judge.labels.max()) + 1
     try:
         data = Dataset(judge.images, judge.labels, classes).fit_to(shape)
@@ -160,7 +181,7 @@ def assess_subject(
     """Attack one subject, carrying on with what is kept in `keep`; raises `ConfigError`."""
     lender = subject.surrogate
     parts = (
-        subject.sha256, "" if lender is None else lender.sha256,
+        _identity(subject), "" if lender is None else _identity(lender),
         hashlib.sha256(judge.images.tobytes() + judge.labels.tobytes()).hexdigest(),
         device.partition(":")[0],
     )  # fmt: skip
@@ -176,6 +197,11 @@ def assess_subject(
         progress=progress,
     )
     return Assessed(subject=subject, assessment=assessment)
+
+
+def _identity(subject: Subject) -> str:
+    """Return what decides a model's answers: the same weights in another network are another."""
+    return f"{subject.sha256} {json.dumps(subject.shape.to_dict(), sort_keys=True)}"
 
 
 def summarise(judge: Judge, settings: AssessSettings, models: Sequence[Assessed]) -> Result:

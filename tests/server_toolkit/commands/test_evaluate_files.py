@@ -1,5 +1,6 @@
 """`evaluate` on model files and with chosen attacks."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from edge_sdk.protocol.updates import encode_weights
+from models import layout_of
 from models.description import to_toml
+from models.networks import build_model, flat_parameters
 from tests.server_toolkit.commands.conftest import SPEC, Fleet
 
 EVALUATE = ("evaluate", "--threads", "1", "--device", "cpu")
@@ -126,6 +129,33 @@ def test_finished_attacks_are_kept_and_not_run_again(files):
     assert {p: p.stat().st_mtime_ns for p in keep.iterdir()} == before
     again = result_of(files)
     assert {**again, "created_at_s": 0} == {**first, "created_at_s": 0}
+
+
+def test_the_same_weights_in_another_network_are_judged_anew(files):
+    model, out = of(files, "model.safetensors", "out.json")
+    keep = files.directory / "kept"
+    clean = []
+    for mean in (0.3, 0.9):
+        spec = dataclasses.replace(SPEC, mean=(mean,))
+        (files.directory / "model.toml").write_text(to_toml(spec))
+        run_files(files, model, "--attacks", "fgsm", "--keep", str(keep), "--json", out)
+        clean.append(result_of(files)["models"][0]["judgements"][0]["attacks"][0]["correct"])
+    assert clean[0] != clean[1]
+    assert len(list(keep.iterdir())) == 2
+
+
+def test_models_of_images_of_other_sizes_are_refused(files):
+    images = np.random.default_rng(0).random((4, 28, 28))
+    np.savez(files.directory / "test.npz", images=images, labels=np.arange(4))
+    for side in (28, 32):  # 28x28 images get a border for the larger one
+        spec = dataclasses.replace(SPEC, image_size=side)
+        weights = encode_weights(flat_parameters(build_model(spec, seed=0)), layout_of(spec))
+        (files.directory / f"of{side}.safetensors").write_bytes(weights)
+        (files.directory / f"of{side}.toml").write_text(to_toml(spec))
+    small, large = of(files, "of28.safetensors", "of32.safetensors")
+    message = "of28 takes images of 1x28x28, of32 of 1x32x32"
+    assert message in run_files(files, small, large, code=2)
+    assert message in run_files(files, small, "--transfer-from", large, code=2)
 
 
 def test_models_are_compared_on_the_same_images(files):
