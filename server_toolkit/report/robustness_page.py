@@ -53,7 +53,6 @@ def render_robustness_page(result: Result) -> str:
     title = "Accuracy under attack"
     sizes = ", ".join(f"{size:.3g}" for size in result.settings.epsilons)
     body = f"""
-<style>{_STYLE}</style>
 <h1>{title}</h1>
 <p class="lead">{len(result.models)} {"model" if len(result.models) == 1 else "models"} on
 {len(result.judge.labels)} images of {escaped(result.judge.name)}; each image may be changed by at
@@ -73,7 +72,7 @@ no reason to doubt them; yellow, with caution; orange, not yet.</p>
 <section><h2>What was tried</h2><div class="card">{_glossary(result)}</div></section>
 <section><h2>How to repeat this</h2><div class="card">{_settings(result)}</div></section>
 """
-    return document(title, body)
+    return document(title, body, style=_STYLE)
 
 
 def _norm(result: Result) -> str:
@@ -138,10 +137,8 @@ def _table(result: Result, index: int) -> str:
 
 def _cell(outcome: Outcome) -> str:
     text = point_cell(_point(overall(outcome.correct)))
-    if outcome.distances is None:
-        return text
-    middle = float(np.median(outcome.distances[outcome.distances > 0]))
-    return f"{text}<br><small>median l2 distance {middle:.2g}</small>"
+    found = outcome.distance_percentiles.get("p50")
+    return text if found is None else f"{text}<br><small>median l2 distance {found:.2g}</small>"
 
 
 def _curves(result: Result) -> str:

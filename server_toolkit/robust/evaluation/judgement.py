@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +51,21 @@ class Outcome:
     def name(self) -> str:
         """The attack's name; with "_transfer" where another model gave the gradients."""
         return f"{self.attack}_transfer" if self.source == "transfer" else self.attack
+
+    @property
+    def distance_percentiles(self) -> dict[str, float | None]:
+        """How far the nearest adversarial image is, over the images with the right clean answer.
+
+        None where none was found, or where there is no such image; empty for other attacks.
+        """
+        if self.distances is None:
+            return {}
+        right = np.sort(self.distances[self.distances > 0])
+        percentiles: dict[str, float | None] = dict.fromkeys(("p10", "p50", "p90"))
+        for percent in (10, 50, 90) if len(right) else ():
+            value = float(right[round((len(right) - 1) * percent / 100)])
+            percentiles[f"p{percent}"] = value if math.isfinite(value) else None
+        return percentiles
 
     @property
     def left_after(self) -> dict[str, int]:
@@ -117,7 +133,7 @@ class Judgement:
         if outcome.broken_by:
             fields["left_after"] = outcome.left_after
         if outcome.distances is not None:
-            fields["l2_distance"] = _quantiles(outcome.distances)
+            fields["l2_distance"] = outcome.distance_percentiles
         return fields
 
     def _scores(self, correct: Mask) -> dict[str, Any]:
@@ -127,13 +143,3 @@ class Judgement:
 def _digits(mask: Mask) -> str:
     """Return one digit an image, in the order of the images: 1 where the answer is right."""
     return "".join("1" if right else "0" for right in mask)
-
-
-def _quantiles(distances: npt.NDArray[np.float32]) -> dict[str, float | None]:
-    """Return how far the nearest adversarial image is; None for images without one."""
-    found = np.sort(distances)
-    return {
-        f"p{percent}": float(value) if np.isfinite(value) else None
-        for percent in (10, 50, 90)
-        for value in [found[round((len(found) - 1) * percent / 100)]]
-    }

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from models import ModelSpec
 from server_toolkit.report.robustness_page import render_robustness_page
 from server_toolkit.report.robustness_words import comparison_sentence, conclusion, finding
 from server_toolkit.robust.evaluation.assess import AssessSettings
@@ -13,6 +14,7 @@ from server_toolkit.stages.evaluate import Judge
 from server_toolkit.stages.subjects import Subject
 from tests.server_toolkit.robust.evaluation.networks import grey, threshold_model
 
+SHAPE = ModelSpec(channels=1, image_size=8, classes=2, mean=(0.0,), std=(1.0,))
 LEVELS = np.linspace(0.02, 0.98, 48)
 JUDGE = Judge("file", "<levels>", "0" * 64, grey(LEVELS), (LEVELS > 0.5).astype(np.int64), None)
 
@@ -26,7 +28,7 @@ def assessed(
         kind=kind,
         sha256=name.encode().hex(),
         model=model,
-        shape=None,
+        shape=SHAPE,
         surrogate=surrogate,
     )
     result = assess_subject(
@@ -53,6 +55,14 @@ def test_the_page_needs_no_other_file_and_escapes_names(tmp_path):
     assert not re.search(r'(src|href)="(?!data:|#)', text)
     assert text.count("<svg") == 2  # the curve, and the classes
     assert text.count("data:image/png") >= 3  # an original, what became of it, and the change
+
+
+def test_a_model_that_is_never_right_has_no_distance(tmp_path):
+    right = threshold_model()
+    settings, model = assessed(tmp_path, lambda x: -right(x), attacks="cw_l2")
+    text = page(settings, model)
+    assert "median" not in text
+    assert "nan" not in text
 
 
 def test_the_page_has_every_number_of_the_table(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server_toolkit.errors import ConfigError
-from server_toolkit.robust.evaluation import judge
+from server_toolkit.robust.evaluation import Outcome, judge
 from tests.server_toolkit.robust.evaluation.networks import grey, threshold_model
 
 LEVELS = [0.1, 0.42, 0.48, 0.55, 0.58, 0.9]
@@ -163,6 +163,14 @@ def test_the_standard_attacks_agree_with_the_formula():
     np.testing.assert_allclose(judgement.outcome("cw_l2").distances, expected, rtol=0.02)
     record = judgement.to_dict()["attacks"][-1]
     assert list(record["left_after"].values())[-1] == robust.sum()
+
+
+def test_distances_are_summed_up_over_the_images_with_the_right_clean_answer():
+    distances = np.array([0, 3, 0, 1, np.inf, 2, np.inf], np.float32)
+    outcome = Outcome(
+        attack="cw_l2", source="white_box", correct=distances > 0, distances=distances
+    )
+    assert outcome.distance_percentiles == {"p10": 1, "p50": 3, "p90": None}
 
 
 def test_in_the_l2_ball_the_margin_is_twice_as_long():
