@@ -45,4 +45,6 @@ def as_probabilities(labels: Labels, count: int, spec: ModelSpec, source: LabelS
             f"{source!r} needs ({count},) int64"
             + ("" if source == "hard" else f" or ({count}, {spec.classes})")
         )
+    if not (labels.min() >= 0 and np.abs(labels.sum(axis=1) - 1).max() < 1e-4):
+        raise ConfigError("labels: every row must be probabilities that sum to 1")
     return torch.from_numpy(labels).float()

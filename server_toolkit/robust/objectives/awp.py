@@ -42,8 +42,8 @@ class AdversarialWeights:
 
     def perturbation(self, weights: Tensor, gradient: Tensor) -> Tensor:
         """Return v of one tensor: zero for a vector, or where there is no gradient."""
-        length = gradient.norm()
-        if weights.ndim < 2 or length == 0:
+        if weights.ndim < 2:
             return torch.zeros_like(weights)
-        v: Tensor = self.gamma * weights.norm() / length * gradient
+        length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+        v: Tensor = self.gamma * weights.norm() * (gradient / length)
         return v

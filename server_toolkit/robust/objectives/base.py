@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
+
+from server_toolkit.robust.objectives.inner import Ascent
 
 
 class Terms(NamedTuple):
@@ -78,12 +81,14 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class AttackThenTrain(ABC):
     """An objective that attacks the batch, then takes one gradient; it keeps nothing."""
 
+    inner: Ascent
+
     replays = 1
 
-    @abstractmethod
     def attack(
         self,
         model: nn.Module,
@@ -93,7 +98,8 @@ class AttackThenTrain(ABC):
         epsilon: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Return adversarial images x' in [0, 1] within `epsilon` of `images`."""
+        """Return x' = argmax CE(q, f(x')) by PGD from a uniform start."""
+        return self.inner.from_uniform(model, images, labels, epsilon=epsilon, generator=generator)
 
     @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:

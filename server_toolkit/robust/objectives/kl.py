@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
@@ -13,7 +12,6 @@ from server_toolkit.robust.objectives.base import (
     Terms,
     log_probabilities_of_both,
 )
-from server_toolkit.robust.objectives.inner import Ascent
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,7 @@ class Kl(AttackThenTrain):
     a common factor). With a hard class both terms are cross-entropies.
     """
 
-    inner: Ascent
     clean_weight: float
-
-    def attack(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        epsilon: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return x' by PGD from a uniform start."""
-        return self.inner.from_uniform(model, images, labels, epsilon=epsilon, generator=generator)
 
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:
         """Return both divergences and their weighted sum."""

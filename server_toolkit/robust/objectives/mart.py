@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from server_toolkit.robust.objectives.base import (
@@ -12,7 +11,6 @@ from server_toolkit.robust.objectives.base import (
     Terms,
     log_probabilities_of_both,
 )
-from server_toolkit.robust.objectives.inner import Ascent
 
 ALMOST_ONE = 1.0001  # of the authors' code: keeps the logarithm finite where a wrong class is sure
 
@@ -26,20 +24,7 @@ class Mart(AttackThenTrain):
     -Σ_y q_y log(1.0001 - max_{k≠y} p_k), the weight 1 - Σ_y q_y f_y(x).
     """
 
-    inner: Ascent
     beta: float
-
-    def attack(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        epsilon: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return x' by PGD on the cross-entropy from a uniform start."""
-        return self.inner.from_uniform(model, images, labels, epsilon=epsilon, generator=generator)
 
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:
         """Return the boosted cross-entropy, the weighted divergence, and their sum."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from server_toolkit.robust.objectives.base import AttackThenTrain, Terms
-from server_toolkit.robust.objectives.inner import Ascent
 
 
 @dataclass(frozen=True)
@@ -19,20 +17,6 @@ class PgdAt(AttackThenTrain):
     For probabilities q, CE(q, f) = -Σ_y q_y log f_y: the expectation of the hard-label loss over
     a class drawn from q.
     """
-
-    inner: Ascent
-
-    def attack(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        epsilon: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return x' by PGD from a uniform start."""
-        return self.inner.from_uniform(model, images, labels, epsilon=epsilon, generator=generator)
 
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:  # noqa: ARG002
         """Return the cross-entropy on the attacked images."""

@@ -12,7 +12,6 @@ from server_toolkit.robust.objectives.base import (
     Terms,
     log_probabilities_of_both,
 )
-from server_toolkit.robust.objectives.inner import Ascent
 
 START_DEVIATION = 0.001
 
@@ -25,7 +24,6 @@ class Trades(AttackThenTrain):
     code. The gradient goes through both arguments of the divergence. The attack needs no label.
     """
 
-    inner: Ascent
     beta: float
 
     def attack(

@@ -93,7 +93,7 @@ def test_the_conclusion_depends_on_what_was_tried(tmp_path, attacks, sentence):
 
 
 def test_an_upper_bound_is_called_one(tmp_path):
-    lender = Subject(name="torch", kind="torch", sha256="t", model=threshold_model(), shape=None)
+    lender = Subject(name="torch", kind="torch", sha256="t", model=threshold_model(), shape=SHAPE)
     hidden = threshold_model()
     _, transfer = assessed(
         tmp_path, lambda x: hidden(x).detach(), kind="onnx_int8", surrogate=lender

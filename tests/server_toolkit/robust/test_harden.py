@@ -204,6 +204,13 @@ def test_set_smaller_than_a_batch_is_enough(problem):
         (np.zeros((2, 1, 8, 8), np.float32), np.full(2, 10), "hard", "0 to 9"),
         (np.zeros((2, 1, 8, 8), np.float32), np.eye(2, 10, dtype=np.float32), "hard", "int64"),
         (np.zeros((2, 1, 8, 8), np.float32), np.zeros(3, np.int64), "teacher", "labels"),
+        (np.zeros((2, 1, 8, 8), np.float32), np.ones((2, 10), np.float32), "learned", "sum to 1"),
+        (
+            np.zeros((2, 1, 8, 8), np.float32),
+            np.full((2, 10), np.nan, np.float32),
+            "learned",
+            "sum to 1",
+        ),
     ],
 )
 def test_unfit_input_is_named(problem, images, labels, source, says):
