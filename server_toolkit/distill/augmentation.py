@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-Family = Literal["flip", "crop", "scale", "rotate", "cutout", "color"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
-DIGIT_FAMILIES: tuple[Family, ...] = tuple(f for f in FAMILIES if f != "flip")
+from server_toolkit.distill.config import AugmentationFamily
+
+FAMILIES: tuple[AugmentationFamily, ...] = get_args(AugmentationFamily)
 
 # The strengths of DSA. Its brightness, 1 deviation of normalised pixels, is 1/4 of their range.
 MAX_SCALE = 1.2
@@ -39,7 +39,7 @@ class Augmentation:
     [0, 1] a little, as no pixel is clipped: clipping would cut the gradient.
     """
 
-    family: Family
+    family: AugmentationFamily
     parameters: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ class Augmentation:
 
 
 def draw_augmentations(
-    families: Sequence[Family], *, steps: int, rng: np.random.Generator
+    families: Sequence[AugmentationFamily], *, steps: int, rng: np.random.Generator
 ) -> list[Augmentation]:
     """Return one transform a step: a family chosen at random, with parameters from the same `rng`.
 
-    Use `DIGIT_FAMILIES` where a mirrored image is of another class or of none. Raises `ValueError`
-    for an unknown family or none.
+    Leave out "flip" where a mirrored image is of another class or of none. Raises `ValueError` for
+    an unknown family or none.
     """
     if not families:
         raise ValueError(f"no family to draw from; choose from {', '.join(FAMILIES)}")
@@ -68,7 +68,7 @@ def draw_augmentations(
     return drawn
 
 
-def _parameters(family: Family, u: Sequence[float]) -> tuple[float, ...]:
+def _parameters(family: AugmentationFamily, u: Sequence[float]) -> tuple[float, ...]:
     """Map numbers uniform in [0, 1) to a family's parameters."""
     if family == "flip":
         return (float(u[0] < 0.5),)
@@ -126,7 +126,7 @@ def _color(images: Tensor, brightness: float, saturation: float, contrast: float
     return mean + contrast * (images - mean)
 
 
-_APPLY: dict[Family, Callable[..., Tensor]] = {
+_APPLY: dict[AugmentationFamily, Callable[..., Tensor]] = {
     "flip": _flip,
     "crop": _crop,
     "scale": _scale,

@@ -12,7 +12,7 @@ from server_toolkit.distill.start_kinds import start_kinds
 from server_toolkit.distill.windows import WindowKind
 from server_toolkit.errors import ConfigError
 
-# The names of `augmentation.FAMILIES` and `parameterisation`: those modules need torch.
+# Named here and not beside what they name: those modules need torch.
 AugmentationFamily = Literal["flip", "crop", "scale", "rotate", "cutout", "color"]
 ParameterisationKind = Literal["pixels", "low_resolution", "fourier"]
 LabelStart = Literal["smoothed", "teacher"]

@@ -30,7 +30,7 @@ def guard_against_divergence(state: DistillState, loss: float) -> str | None:
     `DistillationError` after `MAX_CUTS` of one kind in a row.
     """
     untouched = state.adam_count <= 1  # nothing was updated before this loss
-    if untouched and not loss <= EXPLODED and "log_step" in state.values:
+    if untouched and not loss <= EXPLODED:
         return _restore(state, f"{_flew_off(loss)} at the start", cut_step=True)
     if not math.isfinite(loss):
         return _restore(state, _flew_off(loss))

@@ -22,6 +22,7 @@ from server_toolkit.distill.checkpoint import (
 )
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.divergence import WINDOW, guard_against_divergence
+from server_toolkit.distill.freed_memory import freed_memory_kept
 from server_toolkit.distill.initial_images import Images, ServerSet, initial_images
 from server_toolkit.distill.iteration import (
     Run,
@@ -63,6 +64,7 @@ class DistillProgress:
     snapshot: Callable[[], tuple[Images, Images, npt.NDArray[np.int64]]]
 
 
+@freed_memory_kept()
 def distill(
     trajectories: Trajectories,
     spec: ModelSpec,
@@ -80,7 +82,8 @@ def distill(
     Each iteration matches random segments (Cazenavette et al. 2022) with the exact gradient of
     `match_gradient` and takes an Adam step. With `checkpoint`, a run that was killed resumes from
     that file and ends with bit-identical images on the same machine; the file stays when the run
-    is done. `ledger_id` is only recorded. Several `ranks` share the segments of an iteration, all
+    is done. While it runs the process keeps freed memory (`freed_memory_kept`). `ledger_id` is only
+    recorded. Several `ranks` share the segments of an iteration, all
     return the proxy set, and the first writes the checkpoint. Raises `DistillationError` where no
     segment fits, the checkpoint belongs to another run, or no iteration has a finite loss.
     """

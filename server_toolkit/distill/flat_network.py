@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from models import ModelSpec
 from models.layers import Layer
 from models.spec import layer_parameters
 from server_toolkit.distill.dual_layers import DualPull, dual_layer
-from server_toolkit.distill.freed_memory import keep_freed_memory
 from server_toolkit.distill.plain_layers import Pull, plain_layer
 
 # On the CPU images go through the network in parts whose largest activation is at most this: more
@@ -62,8 +60,8 @@ class FlatNetwork:
     With `product_dtype` (bfloat16), convolutions and matrix products are computed in that; weights,
     norms and sums stay in `dtype`. With `compiled`, torch.compile fuses a step's kernels and, on
     CUDA, replays them as one graph; the first step then takes a minute. `part_bytes` bounds the
-    largest activation of the images that are worked on at a time. On the CPU the whole process
-    keeps freed memory from then on (`keep_freed_memory`).
+    largest activation of the images that are worked on at a time; on the CPU, `CPU_PART_BYTES`
+    unless given.
     """
 
     def __init__(
@@ -78,7 +76,6 @@ class FlatNetwork:
     ) -> None:
         if torch.device(device).type == "cpu":
             part_bytes = part_bytes or CPU_PART_BYTES
-            keep_freed_memory()
         self._part_bytes = part_bytes
         self._product_dtype = product_dtype
         self._slots: list[_Slot] = []
@@ -105,15 +102,11 @@ class FlatNetwork:
         """Return `(N, classes)` for weights `(size,)` and images `(N, C, H, W)` in [0, 1]."""
         return self._forward(flat[None], images[None])[0][0]
 
-    def loss(self, flat: Tensor, images: Tensor, label_logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy against the soft labels `softmax(label_logits)`."""
-        log_probabilities = log_softmax(self.logits(flat, images), dim=1)
-        return -(label_logits.softmax(dim=1) * log_probabilities).sum(dim=1).mean()
-
     def gradient(self, weights: Tensor, images: Tensor, label_logits: Tensor) -> Tensor:
-        """Return each student's gradient of `loss`, `(S, size)`.
+        """Return the gradient of each student's loss, `(S, size)`.
 
-        `weights` `(S, size)`, `images` `(S, N, C, H, W)`, `label_logits` `(S, N, classes)`.
+        That is the mean cross-entropy against the soft labels softmax(`label_logits`). `weights`
+        `(S, size)`, `images` `(S, N, C, H, W)`, `label_logits` `(S, N, classes)`.
         """
         count = images.shape[1]
         total = torch.zeros_like(weights)

@@ -110,7 +110,7 @@ def iterate(state: DistillState, run: Run) -> tuple[tuple[SegmentMatch, ...], di
         together=run.together,
     )
     rows = run.ranks.gather(torch.stack([_as_row(match, step_size) for match in matched]))
-    losses = [row[0].item() for row in rows]
+    losses = rows[:, 0].tolist()
     kept = [config.skip_above is None or not loss > config.skip_above for loss in losses]
     state.iteration += 1
     state.losses.append(sum(losses) / len(losses))

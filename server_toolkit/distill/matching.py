@@ -17,7 +17,6 @@ __all__ = [
     "Student",
     "match_each",
     "match_gradient",
-    "match_gradients",
 ]
 
 
@@ -96,35 +95,6 @@ def match_gradient(
         momentum=momentum,
     )
     return match
-
-
-def match_gradients(
-    network: FlatNetwork,
-    *,
-    students: Sequence[Student],
-    images: Tensor,
-    label_logits: Tensor,
-    step_size: float,
-    momentum: float = 0.0,
-    together: bool | None = None,
-) -> MatchGradient:
-    """Return the mean of `match_each` over the students."""
-    matches = match_each(
-        network,
-        students=students,
-        images=images,
-        label_logits=label_logits,
-        step_size=step_size,
-        momentum=momentum,
-        together=together,
-    )
-    count = len(matches)
-    return MatchGradient(
-        loss=sum(match.loss for match in matches) / count,
-        images=torch.stack([match.images for match in matches]).mean(dim=0),
-        label_logits=torch.stack([match.label_logits for match in matches]).mean(dim=0),
-        step_size=sum(match.step_size for match in matches) / count,
-    )
 
 
 def match_each(

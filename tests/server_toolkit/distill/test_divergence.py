@@ -16,6 +16,7 @@ from .conftest import SPEC
 
 
 def state_of(**values):
+    values.setdefault("log_step", 0.0)
     return DistillState.fresh({name: torch.tensor(v) for name, v in values.items()})
 
 
