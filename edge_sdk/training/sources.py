@@ -14,6 +14,7 @@ from edge_sdk.training.dataset import Dataset, Float32
 from models import ModelSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_FORMATS = ("PNG", "JPEG")  # whatever a file is called: Pillow runs programs for some others
 Source = Literal["npz", "folder", "digits"]
 
 
@@ -78,7 +79,7 @@ def load_folder(root: Path | str, *, channels: int) -> Dataset:
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             try:
-                with Image.open(path) as file:
+                with Image.open(path, formats=IMAGE_FORMATS) as file:
                     pixels = np.asarray(file.convert("L" if channels == 1 else "RGB"))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ConfigError(f"{path} is no readable image: {error}") from error

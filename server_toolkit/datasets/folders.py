@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.training.dataset import Dataset, Int64
-from edge_sdk.training.sources import IMAGE_SUFFIXES
+from edge_sdk.training.sources import IMAGE_FORMATS, IMAGE_SUFFIXES
 from edge_sdk.training.sources import load_folder as load_classes
 from server_toolkit.datasets.files import open_regular
 from server_toolkit.errors import ConfigError
 
 MAX_SIDE = 512  # of the images that a network takes
 TEST_SHARE = 0.2
+FEWEST_OF_A_CLASS = 3  # whose fifth, rounded, is an image
 GREY_MODES = ("1", "L", "LA", "I", "I;16")
 PARTS = ("train", "test")
 
@@ -34,6 +35,13 @@ def load_image_folder(root: Path, *, seed: int) -> tuple[Dataset, Dataset]:
     channels = _channels(parts or [root])
     if not parts:
         whole = load_classes(root, channels=channels)
+        if min(counts := np.bincount(whole.labels, minlength=whole.classes)) < FEWEST_OF_A_CLASS:
+            name = sorted(p.name for p in root.iterdir() if p.is_dir())[int(counts.argmin())]
+            raise ConfigError(
+                f"{root / name} has {counts.min()} images; {FEWEST_OF_A_CLASS} are the fewest of "
+                f"which some can be set apart for the test: add images, or folders "
+                f"{' and '.join(PARTS)}"
+            )
         train, test = split_by_class(whole.labels, share=TEST_SHARE, seed=seed)
         return whole.subset(train), whole.subset(test)
     names = [{p.name for p in part.iterdir() if p.is_dir()} for part in parts]
@@ -64,7 +72,7 @@ def _channels(parts: list[Path]) -> int:
     for path in (p for part in parts for p in _image_files(part)):
         with open_regular(path) as (file, _):
             try:
-                with Image.open(file) as image:
+                with Image.open(file, formats=IMAGE_FORMATS) as image:
                     size, mode = image.size, image.mode
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ConfigError(f"{path} is no readable image: {error}") from error

@@ -22,6 +22,7 @@ from server_toolkit.errors import ConfigError
 UNSIGNED_BYTE = 8
 MAX_SIDE = 512  # of the images that a network takes
 DEFLATE_RATIO = 1032  # one byte of a gzip file unpacks to no more than these
+MAX_BYTES = 1 << 31  # of one file's elements; EMNIST, the largest known, has 0.6e9
 PIECE_BYTES = 1 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -82,6 +83,10 @@ def _read(file: BinaryIO, path: Path, dimensions: int, *, most_bytes: int) -> By
         raise ConfigError(f"{path} is no IDX file of unsigned bytes in {dimensions} dimensions")
     shape = [int.from_bytes(header[at : at + 4]) for at in range(4, len(header), 4)]
     claimed = math.prod(shape)
+    if claimed > MAX_BYTES:
+        raise ConfigError(
+            f"{path}: its header promises {claimed} bytes; at most {MAX_BYTES} are read"
+        )
     if claimed > most_bytes - len(header):
         raise ConfigError(f"{path} is cut short: its header promises {claimed} bytes")
     data = bytearray()

@@ -32,9 +32,35 @@ class PipelineChild:
         self._config_file = config_file
         self._log_file = ledger.directory / "pipeline.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._between_rounds = False  # what the process was started for
 
-    def on_tick(self, *, between_rounds: bool = False) -> None:
-        """Start the child if it is time, or see whether it has ended.
+    def poll(self) -> bool:
+        """See whether the child has ended; True if it was to harden between rounds and failed.
+
+        Call it often: the next round may open before the child that hardened for it has ended.
+        """
+        if self._process is None or (code := self._process.poll()) is None:
+            return False
+        if code:
+            log.error("the pipeline ended with exit code %d; see %s", code, self._log_file)
+        if self._between_rounds:
+            self.state = "waiting"  # for the next time; the ledger has the hardened weights, if any
+        elif code == 0:
+            self._ledger.record_pipeline_finished()
+            self.state = "finished"
+            log.info("the pipeline is done")
+        else:
+            self.state = "failed"
+            log.error(
+                "it is tried again when the server starts, or run "
+                "'server-toolkit pipeline --config %s'",
+                self._config_file,
+            )
+        self._process = None
+        return code != 0 and self._between_rounds
+
+    def start_if_due(self, *, between_rounds: bool = False) -> None:
+        """Start the child unless it runs or has done its work.
 
         Call it while a round waits for `between_rounds` hardening, and once the rounds are over.
         """
@@ -42,27 +68,10 @@ class PipelineChild:
             self.state = "waiting"  # more rounds were configured, and they are over too
         if self.state == "waiting":
             self._start(between_rounds)
-        elif self.state == "running" and self._process is not None:
-            code = self._process.poll()
-            if code == 0 and between_rounds:
-                self.state = "waiting"  # for the next time; the ledger has the hardened weights
-            elif code == 0:
-                self._ledger.record_pipeline_finished()
-                self.state = "finished"
-                log.info("the pipeline is done")
-            elif code is not None:
-                self.state = "failed"
-                log.error("the pipeline ended with exit code %d; see %s", code, self._log_file)
-                if not between_rounds:
-                    log.error(
-                        "it is tried again when the server starts, or run "
-                        "'server-toolkit pipeline --config %s'",
-                        self._config_file,
-                    )
 
     def stop(self) -> None:
         """Ask a running child to keep a checkpoint and end, and wait for it."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             return
         self._process.terminate()
         try:
@@ -87,6 +96,6 @@ class PipelineChild:
                 )
         finally:
             os.close(lock)
-        self.state = "running"
+        self.state, self._between_rounds = "running", between_rounds
         when = "a round is over" if between_rounds else "the rounds are over"
         log.info("%s; the pipeline runs, its messages go to %s", when, self._log_file)

@@ -184,13 +184,14 @@ class Service:
     def _advance_pipeline(self) -> None:
         if self._pipeline is None:
             return
+        failed = self._pipeline.poll()
         if self._coordinator.finished:
-            self._pipeline.on_tick()
+            self._pipeline.start_if_due()
         elif self._coordinator.waits_for_hardening:
-            self._pipeline.on_tick(between_rounds=True)
-            if self._pipeline.state == "failed":
-                self._pipeline.state = "waiting"
+            if failed:
                 self._coordinator.skip_hardening()
+            else:
+                self._pipeline.start_if_due(between_rounds=True)
 
     def _publish_task(self) -> None:
         """Publish the retained task if it is news; an empty message takes back the last one."""

@@ -157,12 +157,12 @@ class Ledger(StageRecords):
 
     def begin_round(self, *, now_s: float, deadline_s: float) -> schema.Round:
         """Open the round after the last closed one; raises `LedgerError` if one is open."""
-        number = self.latest_round()
-        base = self.weights_blob(number)
         with self._database.write() as session:
+            number = self.latest_round()
             if session.get(schema.Round, number) is not None:
                 raise LedgerError(f"round {number} has begun already")
-            return _open(session, number, base, now_s, deadline_s)
+            # Chosen while nobody else can write: what was hardened a moment ago counts.
+            return _open(session, number, self.weights_blob(number), now_s, deadline_s)
 
     def extend_round(self, number: int, *, now_s: float, deadline_s: float) -> None:
         """Give the open round a new issue time and deadline."""

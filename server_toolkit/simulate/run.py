@@ -89,9 +89,13 @@ def _run_round(
     states.save(number + 1, late)
     for offer, norm in offers:
         ledger.record_update(offer, norm=norm, received_at_s=time.time())
+    simulated = {offer.device for offer, _ in offers}
+    if foreign := {update.device for update in ledger.updates(number)} - simulated:
+        raise LedgerError(
+            f"round {number}: the ledger holds updates of {', '.join(sorted(foreign))[:200]}, "
+            "which the simulation does not ask; choose another --out"
+        )
     coordinator.on_tick(max(time.time(), row.deadline_s))
-    if not np.array_equal(ledger.aggregate_weights(number + 1), result.weights):
-        raise LedgerError(f"round {number}: the ledger holds updates that were not simulated")
     states.forget(number)
     loss = sum(o.loss_last * o.samples for o, _ in offers) / sum(o.samples for o, _ in offers)
     progress(number + 1, rounds, f"rounds; training loss {loss:.3f}")
@@ -134,7 +138,9 @@ class _States:
         self._max_bytes = vectors * 4 * ledger.layout.size + FIELDS_BYTES
 
     def restore(self, number: int) -> None:
-        """Bring the federation to where it was before round `number`."""
+        """Bring the federation to where it was before round `number`, and drop other states."""
+        for other in set((self._ledger.directory / FOLDER).glob("state-*")) - {self._path(number)}:
+            other.unlink()  # of a process that was killed while it wrote one or before `forget`
         if number == 0:
             return
         path = self._path(number)

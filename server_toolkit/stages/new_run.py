@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -19,8 +20,8 @@ from server_toolkit.ledger import Ledger
 def new_directory(directory: Path) -> Iterator[Path]:
     """Give a draft beside `directory` that takes its place when the block ends well.
 
-    Whatever interrupts the block leaves nothing behind. Raises `ConfigError` where `directory`
-    exists and is not empty.
+    What interrupts the block leaves nothing behind; a power cut behind it leaves all. Raises
+    `ConfigError` where `directory` exists and is not empty.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not empty; choose a new directory")
@@ -28,9 +29,20 @@ def new_directory(directory: Path) -> Iterator[Path]:
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield draft
+        for path in (*draft.rglob("*"), draft):
+            _fsync(path)
         draft.rename(directory)
+        _fsync(directory.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fill_run_directory(directory: Path) -> str:

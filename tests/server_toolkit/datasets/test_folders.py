@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from edge_sdk.errors import ConfigError as EdgeConfigError
+from edge_sdk.training.sources import load_folder
 from server_toolkit.datasets import load_dataset
 from server_toolkit.errors import ConfigError
 
@@ -43,11 +44,33 @@ def test_one_folder_is_split_by_seed_into_disjoint_parts_with_every_class(tmp_pa
 
 
 def test_one_coloured_image_makes_all_of_them_colour(tmp_path):
-    write(tmp_path / "cat" / "a.png", 7)
-    write(tmp_path / "dog" / "b.png", 9, mode="RGB")
+    for part in ("train", "test"):
+        write(tmp_path / part / "cat" / "a.png", 7)
+        write(tmp_path / part / "dog" / "b.png", 9, mode="RGB")
     found = load(tmp_path)
     assert found.train.pixels.shape[1] == 3
     assert found.train.pixels[:, :, 0, 0].tolist() == [[7, 7, 7], [9, 0, 0]]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_class_of_which_none_could_be_tested_is_refused_by_name(tmp_path, count):
+    for index in range(9):
+        write(tmp_path / "cat" / f"{index}.png", index)
+    (tmp_path / "dog").mkdir()
+    for index in range(count):
+        write(tmp_path / "dog" / f"{index}.png", index)
+    with pytest.raises(ConfigError, match=rf"dog has {count} images"):
+        load(tmp_path)
+
+
+def test_a_file_of_another_format_is_refused_whatever_its_name(tmp_path):
+    write(tmp_path / "train" / "cat" / "a.png", 1)
+    write(tmp_path / "test" / "cat" / "a.png", 1)
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "cat" / "b.png", format="EPS")
+    with pytest.raises(ConfigError, match=r"b\.png is no readable image"):
+        load(tmp_path)
+    with pytest.raises(EdgeConfigError, match=r"b\.png is no readable image"):
+        load_folder(tmp_path / "train", channels=1)
 
 
 def png_of(width, height):

@@ -97,6 +97,15 @@ def test_a_header_that_no_gzip_stream_could_fill_is_refused_before_unpacking(tmp
     assert unpacked == [16]
 
 
+def test_a_packed_bomb_with_an_honest_header_is_not_unpacked(tmp_path, unpacked, monkeypatch):
+    monkeypatch.setattr("server_toolkit.datasets.idx.MAX_BYTES", 1 << 16)
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros((600, 11, 10)))))
+    with pytest.raises(ConfigError, match="promises 66000 bytes; at most 65536"):
+        read_idx(path, dimensions=3)
+    assert unpacked == [16]
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "images").write_bytes(idx(PIXELS))
     (tmp_path / "labels").write_bytes(idx(LABELS[:2]))

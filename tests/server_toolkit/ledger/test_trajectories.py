@@ -4,6 +4,8 @@ import pytest
 from edge_sdk.protocol.updates import decode_update
 from server_toolkit.distill.segments import list_segments
 from server_toolkit.errors import DistillationError, LedgerError
+from server_toolkit.ledger import Ledger
+from server_toolkit.ledger.database import Database
 from server_toolkit.ledger.trajectories import aggregate, verify
 from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.fleet import LAYOUT, FakeDevice, coordinator, new_ledger, random_flat
@@ -131,6 +133,21 @@ def test_a_round_is_given_hardened_weights_once_and_before_it_begins(hardened, t
     with pytest.raises(LedgerError, match="already"):
         fresh.record_hardened_base(0, random_flat(3), model="m")
     fresh.close()
+
+
+def test_a_round_starts_from_what_another_process_hardened_a_moment_before(ledger, monkeypatch):
+    """It records that just before this process gets the right to write."""
+    other, write = Ledger.open(ledger.directory), Database.write
+
+    def write_second(database):
+        if database is ledger._database:
+            other.record_hardened_base(2, random_flat(3), model="m")
+        return write(database)
+
+    monkeypatch.setattr(Database, "write", write_second)
+    row = ledger.begin_round(now_s=0.0, deadline_s=1.0)
+    assert row.base_sha256 == ledger.weights_blob(2).sha256 != ledger.aggregate_blob(2).sha256
+    other.close()
 
 
 def test_a_flipped_bit_in_a_file_of_a_release_is_named(ledger):

@@ -14,6 +14,7 @@ from server_toolkit.ledger import Ledger
 from server_toolkit.ledger.trajectories import verify
 from server_toolkit.simulate import Federation
 from server_toolkit.simulate import run as simulation_run
+from tests.server_toolkit.fleet import FakeDevice
 from tests.server_toolkit.simulate.command import in_process, simulate, start
 
 # Everything that has a state: variates, error feedback, devices that miss rounds or come late.
@@ -125,6 +126,7 @@ def test_a_crash_at_any_step_changes_nothing_in_the_end(
                 break
     assert crashes == 2
     assert final(copy) == final(uninterrupted)
+    assert len(list((copy / "simulation").iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -197,6 +199,11 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
         (("--width", 0), "width is 0"),
         (("--engine", "stacked", "--precision", "int8"), "int8 needs the native"),
         (("--learning-rate", -1), "learning_rate"),
+        (("--learning-rate", "nan"), "learning_rate is nan; it must be from 0 to 100"),
+        (("--schedule", "foo"), "--schedule 'foo': choose from none, recommended"),
+        (("--name", "../x"), "name '../x': at most 80 letters"),
+        (("--epsilon", -1), "epsilon is -1.0; it must be from 0 to 1"),
+        (("--encoding", "zip"), "choose from int8, int4, fp32, or topk-"),
         (("--model", "net.toml"), "--model takes the place of"),
         (("--momentum", 1.5), "momentum"),
     ],
@@ -250,6 +257,17 @@ def harden_by_halving(workspace, *, show, device):
     number = workspace.ledger.latest_round()
     weights = workspace.ledger.aggregate_weights(number) / np.float32(2)
     workspace.ledger.record_hardened_base(number, weights, model="halved")
+
+
+def test_updates_of_other_devices_end_it_before_they_count(copy):
+    ledger = Ledger.open(copy)
+    stranger = FakeDevice("camera").enrol(ledger)
+    ledger.begin_round(now_s=0.0, deadline_s=1.0)
+    stranger.record(ledger, 1)
+    for _ in range(2):
+        text = simulate(copy, "--rounds", 3, *STATEFUL, code=LedgerError.exit_code)
+        assert "round 1: the ledger holds updates of camera" in text
+    assert ledger.latest_round() == 1
 
 
 def test_two_processes_do_not_write_one_ledger(copy):
