@@ -27,6 +27,7 @@ NETWORK_DEFAULTS = {"architecture": "convnet", "width": 128, "depth": 3, "image_
 # l-infinity radii that are usual for the data set, pixels in [0, 1]
 EPSILONS = {"mnist": 0.3, "fashion_mnist": 0.1, "digits": 0.1}
 OTHER_EPSILON = 8 / 255
+SCHEDULES = ("none", "recommended")
 
 
 def register(app: typer.Typer) -> None:
@@ -186,6 +187,8 @@ def simulate(
             raise ConfigError("--download needs --data, the directory to fetch into")
         download_dataset(dataset, data)
     images_of = load_dataset(dataset, data, seed=seed)
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"--schedule {schedule!r:.40}: choose from {', '.join(SCHEDULES)}")
     radius = EPSILONS.get(dataset, OTHER_EPSILON) if epsilon is None else epsilon
     options |= {"device": torch_device, "epsilon": radius}
     plan = _plan(options, _spec(options, images_of))

@@ -47,7 +47,7 @@ def load_dataset(name: str, directory: Path | None = None, *, seed: int = 0) -> 
     if name == "digits":
         train, test = _digits(seed)
     elif directory is None:
-        raise ConfigError(f"{name} is read from files; say in which directory they are")
+        raise ConfigError(f"{name} is read from files; say in which directory they are (--data)")
     else:
         train, test = _load_published(name, directory)
     return ImageData(name, train, test, *USUAL[name])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edge_sdk.protocol.messages import ENCODING, Encoding, TrainingSettings
+from edge_sdk.protocol.messages import ENCODING, NAME, Encoding, TrainingSettings
 from server_toolkit.errors import ConfigError
 
 Algorithm = Literal["fedavg", "fedprox", "scaffold"]
@@ -66,7 +67,16 @@ class FederationSettings:
                 known = ", ".join(get_args(choices))
                 raise ConfigError(f"{name} {getattr(self, name)!r:.40}: choose from {known}")
         if not re.fullmatch(ENCODING, self.encoding):
-            raise ConfigError(f"encoding {self.encoding!r:.40} is none that updates can have")
+            raise ConfigError(
+                f"encoding {self.encoding!r:.40}: choose from int8, int4, fp32, or topk- with the "
+                "fraction to send, such as topk-0.05"
+            )
+        if not re.fullmatch(NAME, self.run):
+            raise ConfigError(f"name {self.run!r:.90}: at most 80 letters, digits and ._-")
+        for field in dataclasses.fields(TrainingSettings):
+            low, high = field.metadata["low"], field.metadata["high"]
+            if not low <= (value := getattr(self, field.name)) <= high:
+                raise ConfigError(f"{field.name} is {value}; it must be from {low} to {high}")
         if (self.algorithm == "fedprox") != (self.proximal_mu > 0):
             raise ConfigError("fedprox needs a proximal_mu above 0, and nothing else takes one")
         if not 0 < self.participation <= 1:
@@ -75,11 +85,10 @@ class FederationSettings:
             raise ConfigError(
                 f"late {self.late} and never {self.never} must be shares of at most 1 together"
             )
-        if not 0 <= self.epsilon <= 1 or self.attack_steps < 0:
-            raise ConfigError(
-                f"epsilon {self.epsilon} must lie in [0, 1], and there cannot be "
-                f"{self.attack_steps} attack steps"
-            )
+        if not 0 <= self.epsilon <= 1:
+            raise ConfigError(f"epsilon is {self.epsilon}; it must be from 0 to 1")
+        if self.attack_steps < 0:
+            raise ConfigError(f"attack_steps is {self.attack_steps}; it must not be negative")
 
     @property
     def training(self) -> TrainingSettings:

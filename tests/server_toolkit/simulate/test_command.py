@@ -194,7 +194,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
         (("--server-set-per-class", 500), "class 0 has"),
         (("--images", 5000), "--images 5000"),
         (("--late", 0.9, "--never", 0.9), "at most 1 together"),
-        (("--dataset", "mnist"), "in which directory"),
+        (("--dataset", "mnist"), "in which directory they are (--data)"),
         (("--download",), "--download needs --data"),
         (("--width", 0), "width is 0"),
         (("--engine", "stacked", "--precision", "int8"), "int8 needs the native"),
