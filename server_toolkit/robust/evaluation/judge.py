@@ -155,6 +155,8 @@ def check_images(images: Images, labels: Labels) -> None:
         raise ConfigError(
             f"images are {images.dtype} and labels {labels.dtype}; need float32 and integers"
         )
+    if labels.min() < 0:
+        raise ConfigError(f"labels must count classes from 0; there is {labels.min()}")
     if not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
             f"images must be finite and in [0, 1], these reach from {images.min():g} to "

@@ -1,6 +1,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +88,10 @@ def test_a_start_from_the_server_set_without_one_says_what_to_do(fleet):
 def test_two_processes_make_what_one_makes_with_twice_the_segments(fleet):
     options = ("--iterations", "3", "--threads", "1", "--device", "cpu")
     fleet.run("distill", "--name", "one", "--segments", "4", *options)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])  # another run of the tests may have torchrun's own
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--master-port", port]
     command = ["-m", "server_toolkit", "distill", "--name", "two", "--segments", "2", *options]
     output = subprocess.run(
         [*torchrun, *command, "--config", str(fleet.config)],
@@ -95,6 +99,7 @@ def test_two_processes_make_what_one_makes_with_twice_the_segments(fleet):
         check=True,
         text=True,
         env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        timeout=120,
     )
     assert output.stdout.count("proxy set two") == 1
     one, two = (

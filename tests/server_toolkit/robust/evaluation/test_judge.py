@@ -81,6 +81,7 @@ def test_progress_ends_at_the_total():
         (grey([np.nan]), np.array([0]), "finite"),
         (grey([0.5]).astype(np.float64), np.array([0]), "images are float64"),
         (grey([0.5]), np.array([0.0]), "labels float64"),
+        (grey([0.5]), np.array([-1]), "count classes from 0; there is -1"),
         (grey([0.5]), np.array([2]), "label 2 is no class of a model with 2 outputs"),
     ],
 )
