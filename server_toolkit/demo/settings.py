@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.protocol.part_file import write_durably
 from server_toolkit.errors import ConfigError
 
 DEVICES = ("cam-01", "cam-02", "cam-03", "cam-04")
@@ -48,9 +49,10 @@ SERVER_TOML: dict[tuple[str, str], Any] = {
 def set_values(file: Path, values: dict[tuple[str, str], Any]) -> None:
     """Change values in a commented TOML file and leave its comments where they are.
 
-    A key that is there, also commented out, is replaced; raises `ConfigError` for any other.
+    A key that is there, also commented out, is replaced; raises `ConfigError` for any other. What
+    is killed or has no power meanwhile leaves the old file or the new one.
     """
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     for (section, key), value in values.items():
         current = ""
         for index, line in enumerate(lines):
@@ -61,4 +63,4 @@ def set_values(file: Path, values: dict[tuple[str, str], Any]) -> None:
                 break
         else:
             raise ConfigError(f"{file} has no {key} in [{section}]")
-    file.write_text("\n".join(lines) + "\n")
+    write_durably(file, ("\n".join(lines) + "\n").encode())
