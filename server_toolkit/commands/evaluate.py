@@ -148,7 +148,7 @@ def evaluate(
     For example: evaluate model.safetensors --dataset mnist --data DIR --attacks standard
     --report page.html
     """
-    models = [*(model or []), *(name or [])]
+    models = list(dict.fromkeys([*(model or []), *(name or [])]))
     if not models:
         raise ConfigError("which model? Give names of the fleet's models or model files")
     if data is not None and dataset is None:
@@ -156,7 +156,7 @@ def evaluate(
     if sum(choice is not None for choice in (on, images, dataset)) > 1:
         raise ConfigError("choose one of --on, --images and --dataset")
     interrupt_on_sigterm()
-    from server_toolkit.stages.subjects import is_file
+    from server_toolkit.stages.subjects import distinctly_named, is_file
 
     told = (
         attacks, norm, epsilon, curve, images, dataset, count, network, transfer_from, seed,
@@ -180,7 +180,9 @@ def evaluate(
     else:
         sizes = assess.default_sizes(judge, ball, workspace)
     lender = None if transfer_from is None else _subjects(workspace, transfer_from, network)[0]
-    subjects = [s for m in models for s in _subjects(workspace, m, network, lender)]
+    subjects = distinctly_named(
+        [(m, s) for m in models for s in _subjects(workspace, m, network, lender)]
+    )
     fitted = assess.fitted(judge, subjects)
     settings = AssessSettings(
         norm=ball,

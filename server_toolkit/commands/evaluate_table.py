@@ -85,6 +85,7 @@ def show_assessment(result: Result) -> None:
 
 
 def _attack_table(result: Result, index: int) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     from server_toolkit.report.robustness_words import attack_title, weakest
@@ -96,7 +97,7 @@ def _attack_table(result: Result, index: int) -> Table:
     table = Table(title=f"accuracy at ε = {judgements[0].epsilon:.3g} ({norm}), % [95 % interval]")
     table.add_column("attack")
     for model in result.models:
-        table.add_column(model.title, justify="right")
+        table.add_column(escape(model.title), justify="right")
     for name, source in rows:
         ran = [{o.name: overall(o.correct) for o in j.outcomes}.get(name) for j in judgements]
         table.add_row(attack_title(name, source), *map(_share, ran))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -105,6 +107,15 @@ def file_subject(
         raise ConfigError(f"{path} holds no weights of the described network: {error}") from error
     subject = _torch_subject(path.stem, spec, weights, hashlib.sha256(data).hexdigest())
     return _lend(subject, surrogate)
+
+
+def distinctly_named(called: Sequence[tuple[str, Subject]]) -> list[Subject]:
+    """Return the subjects; those that share a name and a kind get what the user called them."""
+    counts = Counter((subject.name, subject.kind) for _, subject in called)
+    return [
+        replace(subject, name=text) if counts[subject.name, subject.kind] > 1 else subject
+        for text, subject in called
+    ]
 
 
 def _lend(subject: Subject, surrogate: Subject | None) -> Subject:

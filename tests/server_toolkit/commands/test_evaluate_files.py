@@ -144,6 +144,21 @@ def test_the_same_weights_in_another_network_are_judged_anew(files):
     assert len(list(keep.iterdir())) == 2
 
 
+def test_files_of_one_name_are_told_apart_by_their_paths(files):
+    model, out = of(files, "model.safetensors", "out.json")
+    other = files.directory / "[red]" / "model.safetensors"
+    other.parent.mkdir()
+    other.write_bytes((files.directory / "model.safetensors").read_bytes())
+    shutil.copy(files.directory / "model.toml", other.parent)
+    shown = run_files(
+        files, model, str(other), model, "--attacks", "fgsm", "--count", "8", "--json", out
+    )
+    result = result_of(files)
+    assert [m["name"] for m in result["models"]] == [model, str(other)]
+    assert [c["baseline"] for c in result["comparisons"]] == [f"{model} (torch)"]
+    assert "[red]" in shown.partition("judged on")[0]  # the table's heading
+
+
 def test_models_of_images_of_other_sizes_are_refused(files):
     images = np.random.default_rng(0).random((4, 28, 28))
     np.savez(files.directory / "test.npz", images=images, labels=np.arange(4))
