@@ -314,6 +314,7 @@ def test_a_server_killed_while_it_hardens_between_rounds_carries_on(fleet, serve
     until(lambda: fleet.open_round() is not None and fleet.open_round().number == 1)
     log = (fleet.directory / "pipeline.log").read_text()
     assert fleet.weights_blob(1) != fleet.aggregate_blob(1), log
+    until(lambda: serve_state(fleet.directory)["pipeline"] == "waiting")
     (base,) = fleet.hardened_bases()
     assert base.weights_sha256 == fleet.artefact("model", base.model).sha256
     task = devices[0].hear(Task)
