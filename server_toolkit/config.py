@@ -25,6 +25,7 @@ from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.protocol.messages import ENCODING, NAME, Encoding, TrainingSettings
 from models import ModelSpec, SpecError, layout_of
 from server_toolkit.errors import ConfigError
+from server_toolkit.rounds.between import BetweenRounds
 from server_toolkit.rounds.schedule import Schedule
 
 T = TypeVar("T")
@@ -171,14 +172,26 @@ class PipelineSection(Section):
 class ScheduleSection(Section):
     """Hardening between rounds: "none", "recommended", or windows of rounds (see `Schedule`).
 
-    `steps` replaces that of [harden] there; `start_images_per_class` are made to harden on before
-    the first distillation.
+    `start_images_per_class` are made to harden on before the first distillation; the other fields
+    replace those of [harden] there (see `BetweenRounds`).
     """
 
     harden: Literal["none", "recommended"] | tuple[tuple[int, int], ...] = "none"
     distil: tuple[int, ...] = ()
-    steps: int = Field(default=60, ge=1, le=10**7)
-    start_images_per_class: int = Field(default=50, ge=1, le=10_000)
+    start_images_per_class: int = Field(default=100, ge=1, le=10_000)
+    early_steps: int = Field(default=BetweenRounds.early_steps, ge=1, le=10**7)
+    late_steps: int = Field(default=BetweenRounds.late_steps, ge=1, le=10**7)
+    attack_steps: int = Field(default=BetweenRounds.attack_steps, ge=1, le=1000)
+    attack_step: float = Field(default=BetweenRounds.attack_step, ge=0, le=2)
+    learning_rate: float = Field(default=BetweenRounds.learning_rate, ge=0, le=100)
+    mix_probability: float = Field(default=BetweenRounds.mix_probability, ge=0, le=1)
+    full_epsilon_at: float = Field(default=BetweenRounds.full_epsilon_at, ge=0, le=1)
+
+    @property
+    def between(self) -> BetweenRounds:
+        """How the server hardens between rounds."""
+        names = [field.name for field in dataclasses.fields(BetweenRounds)]
+        return BetweenRounds(**{name: getattr(self, name) for name in names})
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -216,9 +229,14 @@ class ServerConfig(Section):
         return self._file
 
     @model_validator(mode="after")
-    def _has_a_pipeline(self) -> Self:
+    def _can_keep_the_schedule(self) -> Self:
         if self.schedule.harden != "none" and not self.pipeline.enabled:
-            raise ValueError("hardening between rounds needs [pipeline] enabled = true")
+            raise ValueError("[schedule] harden needs [pipeline] enabled = true")
+        if self.schedule.distil and self.schedule.distil[-1] > self.run.rounds:
+            raise ValueError(
+                f"[schedule] distil: round {self.schedule.distil[-1]} is behind the last of "
+                f"[run] rounds = {self.run.rounds}"
+            )
         return self
 
     @property
@@ -300,7 +318,7 @@ def _explain(file: Path, error: ValidationError, *, prefix: tuple[str, ...] = ()
     lines = []
     for item in error.errors(include_url=False):
         place = [str(part) for part in (*prefix, *item["loc"])]
-        key = f"[{place[0]}] {'.'.join(place[1:])}".strip()
+        key = f"[{place[0]}] {'.'.join(place[1:])}".strip() if place else ""
         if item["type"] == "extra_forbidden":
             table = f"[{place[0]}] " if len(place) > 1 else ""
             lines.append(f"{file}: {table}{_unknown(place[-1], _known_keys(place))}")
@@ -308,7 +326,8 @@ def _explain(file: Path, error: ValidationError, *, prefix: tuple[str, ...] = ()
             lines.append(f"{file}: {key} is missing; add it")
         else:
             given = f" = {item['input']!r}"[:80] if len(place) > 1 else ""
-            lines.append(f"{file}: {key}{given}: {item['msg'].removeprefix('Value error, ')}")
+            where = f"{key}{given}: " if place else ""  # else it is about several sections
+            lines.append(f"{file}: {where}{item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

@@ -23,7 +23,9 @@ class Arm:
     `training` says who trains how. A `hardened` arm takes the images of `maker` (see
     `proxy_makers.py`; None: no synthetic images) and, with `server_images`, the server's real
     ones; it is run for every size of the server set, without them for size 0. `control` names the
-    arm that a method has to beat: the same hardening without the method's images.
+    arm that a method has to beat: the same hardening without the method's images. An arm that is
+    not `scheduled` hardens once behind the last round, whatever the recipe's schedule; such arms
+    run only where they are asked for.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Arm:
     maker: str | None = None
     server_images: bool = False
     control: str | None = None
+    scheduled: bool = True
 
 
 ARMS: dict[str, Arm] = {
@@ -86,6 +89,23 @@ ARMS: dict[str, Arm] = {
             maker="trajsyn",
             server_images=True,
             control="server_set_only",
+        ),
+        Arm(
+            name="server_set_once",
+            meaning="hardened once, behind the last round, on the server's real images alone",
+            role="control",
+            training="hardened",
+            server_images=True,
+            scheduled=False,
+        ),
+        Arm(
+            name="trajsyn_noise_once",
+            meaning="hardened once on images distilled from the first rounds; no real image",
+            role="method",
+            training="hardened",
+            maker="trajsyn",
+            control="noise_only",
+            scheduled=False,
         ),
     )
 }

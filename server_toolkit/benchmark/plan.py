@@ -12,6 +12,7 @@ from server_toolkit.benchmark.arms import Arm
 from server_toolkit.benchmark.piece import Piece
 from server_toolkit.benchmark.presets import Fleet, Judging
 from server_toolkit.benchmark.recipe import Recipe
+from server_toolkit.robust.harden_config import HardenConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,49 +166,66 @@ class SubjectPlan:
 
     def _hardened(self, partition: str, epsilon: float, arm: Arm, size: int) -> Model:
         """Return the model of the recipe's schedule, the same for methods and controls."""
+        if not (self._stops and arm.scheduled):
+            return self._hardened_once(partition, epsilon, arm, size)
         rounds: list[Piece] = []
         server: list[Piece] = []
         proxies: list[Piece] = []
         distils = arm.maker is not None and arm.maker != "start"
-        if arm.maker == "start" or (self._stops and distils and not size):
-            # What a method without real images hardens on until it has distilled.
-            proxies = [self._proxy("start", partition, size, [], cycle=0)]
+        if arm.maker is not None:
+            proxies = [self._proxy("start", partition, 0, [])]  # until there is something distilled
             server += proxies
+        schedule, end_of_all = self._schedule, self._fleet.rounds
 
-        def harden(start: Piece, steps: int) -> Piece:
-            cycle = sum(piece.kind == "harden" for piece in server)
-            server.append(self._harden(partition, epsilon, arm, size, start, proxies, steps, cycle))
+        def harden(start: Piece, number: int) -> Piece:
+            config = self._recipe.between.config(
+                replace(self._recipe.harden, epsilon=epsilon, seed=self._subject.seed * 1000),
+                number,
+                rounds=end_of_all,
+                schedule=schedule,
+                real_per_class=size if proxies else 0,
+            )
+            place = f"hardening before round {number}"
+            server.append(
+                self._harden(partition, arm, size, start, proxies, config=config, place=place)
+            )
             return server[-1]
-
-        def distil(path: list[Piece]) -> None:
-            nonlocal proxies
-            assert arm.maker is not None
-            own = [piece for piece in proxies if piece.settings["maker"] != "start"]
-            made = self._proxy(arm.maker, partition, size, path, cycle=len(own))
-            proxies = [*own, made]
-            server.append(made)
 
         model: Piece | None = None
         first = 0  # of the rounds that distillation reads: those since the first hardening
-        for begin, end in pairwise([0, *self._stops, self._fleet.rounds]):
+        for begin, end in pairwise([0, *self._stops, end_of_all]):
             state = rounds[-1] if rounds else None
             model = self._rounds(partition, begin, end, start=model, state=state)
             rounds.append(model)
-            if end == self._fleet.rounds:
+            if end == end_of_all:
                 break
-            if distils and end in self._schedule.distil:
-                distil(rounds[first:])
-            if self._schedule.hardens_before(end, rounds=self._fleet.rounds):
+            if distils and end in schedule.distil:
+                assert arm.maker is not None
+                own = [piece for piece in proxies if piece.settings["maker"] != "start"]
+                made = self._proxy(arm.maker, partition, size, rounds[first:], cycle=len(own))
+                proxies = [*own, made]
+                server.append(made)
+            if schedule.hardens_before(end, rounds=end_of_all):
                 first = first or len(rounds)
-                model = harden(model, self._recipe.steps_between)
+                model = harden(model, end)
         assert model is not None
-        if not self._stops:
-            if distils:
-                distil(rounds)
-            model = harden(model, self._recipe.harden.steps)
-        elif self._recipe.harden_last:
-            model = harden(model, self._recipe.steps_between)
+        if self._recipe.harden_last:
+            model = harden(model, end_of_all)
         return Model(model, tuple(rounds), tuple(server))
+
+    def _hardened_once(self, partition: str, epsilon: float, arm: Arm, size: int) -> Model:
+        """Return the model of `fedavg` hardened behind the last round."""
+        plain = self._federated(partition, None)
+        proxies: list[Piece] = []
+        if arm.maker is not None:
+            path = [] if arm.maker == "start" else list(plain.federated)
+            shown = 0 if arm.maker == "start" else size
+            proxies = [self._proxy(arm.maker, partition, shown, path, once=True)]
+        config = replace(self._recipe.harden, epsilon=epsilon, seed=self._subject.seed)
+        model = self._harden(
+            partition, arm, size, plain.piece, proxies, config=config, place="hardening"
+        )
+        return Model(model, plain.federated, (*proxies, model))
 
     def _rounds(
         self,
@@ -260,11 +278,20 @@ class SubjectPlan:
         )
 
     def _proxy(
-        self, maker: str, partition: str, size: int, path: list[Piece], *, cycle: int
+        self,
+        maker: str,
+        partition: str,
+        size: int,
+        path: list[Piece],
+        *,
+        cycle: int = 0,
+        once: bool = False,
     ) -> Piece:
-        """Return images made from the weights of these rounds."""
+        """Return images made from the weights of these rounds; those of `start` need none."""
         recipe = self._recipe.distill_server_set if size else self._recipe.distill
-        if self._stops:
+        if maker == "start":
+            recipe = replace(recipe, images_per_class=self._recipe.start_images_per_class)
+        elif not once:
             # The rounds since the first hardening are the window.
             recipe = replace(recipe, window="rounds", first_round=0, last_round=None)
         seed = self._subject.seed + 1000 * cycle
@@ -290,17 +317,15 @@ class SubjectPlan:
     def _harden(
         self,
         partition: str,
-        epsilon: float,
         arm: Arm,
         size: int,
         start: Piece,
         proxies: list[Piece],
-        steps: int,
-        cycle: int,
+        *,
+        config: HardenConfig,
+        place: str,
     ) -> Piece:
         """Return the hardening of a model whose own answers, before it, are the teacher's."""
-        seed = self._subject.seed + 1000 * cycle
-        config = replace(self._recipe.harden, epsilon=epsilon, steps=steps, seed=seed)
         settings: dict[str, Any] = {
             "config": config.to_dict(),
             "spec": self._subject.spec.to_dict(),
@@ -317,7 +342,7 @@ class SubjectPlan:
                 "start": start,
                 **{f"proxy{i}": proxy for i, proxy in enumerate(proxies)},
             },
-            label=f"{self._label(arm.name, size, partition, epsilon)}: hardening {cycle + 1}",
+            label=f"{self._label(arm.name, size, partition, config.epsilon)}: {place}",
         )
 
     def _place(self, partition: str) -> str:

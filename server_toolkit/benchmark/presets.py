@@ -10,6 +10,7 @@ from server_toolkit.benchmark.recipe import Recipe
 from server_toolkit.distill.config import DistillConfig
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.harden import HardenConfig
+from server_toolkit.rounds.between import BetweenRounds
 
 THREAT_MODELS: dict[str, tuple[float, ...]] = {
     "mnist": (0.3,),
@@ -81,7 +82,7 @@ class Preset:
     fleet: Fleet
     recipe: Recipe = field(default_factory=Recipe)
     judging: Judging
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(name for name, arm in ARMS.items() if arm.scheduled)
 
     def __post_init__(self) -> None:
         for sizes in self.partitions.values():
@@ -115,10 +116,11 @@ SMALL = Preset(
         attack_steps=5,
     ),
     recipe=Recipe(
-        distill=DistillConfig(iterations=150),
-        distill_server_set=DistillConfig(start="server_set", iterations=150),
+        distill=DistillConfig(images_per_class=20, iterations=150),
+        distill_server_set=DistillConfig(
+            start="server_set+structured", images_per_class=20, iterations=150
+        ),
         schedule="recommended",
-        steps_between=25,
     ),
     judging=Judging(images=1000, autoattack_images=100),
 )
@@ -143,11 +145,11 @@ PAPER = Preset(
     recipe=Recipe(
         distill=DistillConfig(images_per_class=50, iterations=3000, batch_size=100),
         distill_server_set=DistillConfig(
-            start="server_set", images_per_class=50, iterations=3000, batch_size=100
+            start="server_set+structured", images_per_class=50, iterations=3000, batch_size=100
         ),
         harden=HardenConfig(batch_size=128, attack_steps=10),
         schedule="recommended",
-        steps_between=200,
+        between=BetweenRounds(early_steps=200, late_steps=200),
     ),
     judging=Judging(
         images=None, autoattack_images=1000, batch_size=1000, autoattack_batch_size=1000
@@ -177,6 +179,7 @@ TINY = Preset(
             start="server_set", images_per_class=1, iterations=2, student_steps=2, batch_size=10
         ),
         harden=HardenConfig(steps=4, batch_size=10, attack_steps=2),
+        start_images_per_class=2,
     ),
     judging=Judging(images=40, autoattack_images=8, pgd_steps=3, square_queries=20),
 )

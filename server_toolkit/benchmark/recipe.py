@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from server_toolkit.distill.config import DistillConfig
+from server_toolkit.distill.start_kinds import needs_server_set
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.harden import HardenConfig
+from server_toolkit.rounds.between import BetweenRounds
 from server_toolkit.rounds.schedule import Schedule
 
 
@@ -26,8 +28,10 @@ class Recipe:
 
     `schedule` says before which rounds the server hardens, the same for every method and its
     control: "none" hardens once, behind the last round. Otherwise (see `Schedule`) every hardening
-    takes `steps_between` steps, distillation reads what the fleet did since the first of them, and
-    the result is the aggregate of the last round, or with `harden_last` hardened once more.
+    has the settings of `between`, distillation reads what the fleet did since the first of them,
+    and the result is the aggregate of the last round, or with `harden_last` hardened once more.
+    `start_images_per_class` are those of random shapes, for `noise_only` and until there is
+    something distilled.
     """
 
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -38,12 +42,18 @@ class Recipe:
     ensemble_size: int = 4
     ensemble_from: float = 0.5
     schedule: Literal["none", "recommended"] | Schedule = "none"
-    steps_between: int = 60
+    between: BetweenRounds = field(default_factory=BetweenRounds)
+    start_images_per_class: int = 100
     harden_last: bool = False
 
     def __post_init__(self) -> None:
-        if self.distill.start == "server_set" or self.distill_server_set.start != "server_set":
-            raise ConfigError("distill must start without real images, distill_server_set from it")
+        with_real = [
+            needs_server_set(config.start) for config in (self.distill, self.distill_server_set)
+        ]
+        if with_real != [False, True]:
+            raise ConfigError(
+                "distill must start without real images, distill_server_set with them"
+            )
         if isinstance(self.schedule, Schedule) and not self.schedule.distil:
             raise ConfigError("a schedule of the benchmark must say when the server distils")
 
@@ -69,6 +79,7 @@ class Recipe:
             "schedule": asdict(self.schedule)
             if isinstance(self.schedule, Schedule)
             else self.schedule,
-            "steps_between": self.steps_between,
+            "between": asdict(self.between),
+            "start_images_per_class": self.start_images_per_class,
             "harden_last": self.harden_last,
         }

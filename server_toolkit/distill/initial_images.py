@@ -9,14 +9,10 @@ import numpy.typing as npt
 import torch
 
 from models import ModelSpec
+from server_toolkit.distill.random_shapes import Images, random_shapes
 from server_toolkit.distill.start_kinds import StartKind, start_kinds
 from server_toolkit.errors import ConfigError, DistillationError
 from server_toolkit.robust.augment import shift
-
-Images = npt.NDArray[np.float32]
-
-SHAPES_PER_IMAGE = 12
-SMALLEST_RADIUS, LARGEST_RADIUS = 0.05, 0.4  # of the image's side
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ def initial_images(
 ) -> tuple[Images, npt.NDArray[np.int64]]:
     """Return `(N, C, H, W) float32 in [0, 1]` and `(N,) int64`, N = classes × images_per_class.
 
-    `noise` is uniform in every pixel; `structured` are random shapes that hide one another, whose
-    spectrum is that of natural images (dead leaves, Lee et al. 2001); `server_set` takes that many
-    images of each class, and where there are fewer, repeats them moved by a pixel. Kinds joined by
+    `noise` is uniform in every pixel; `structured` are random shapes in the tones of the data (see
+    `random_shapes`); `server_set` takes that many images of each class, and where there are fewer,
+    repeats them moved by a pixel. Kinds joined by
     "+" share each class's images evenly, the first kinds taking what is left over. Sorted by class.
     Raises `DistillationError` for a server set that is missing or lacks a class, `ConfigError` for
     an unknown start.
@@ -79,8 +75,7 @@ def _of_kind(
     if kind == "noise":
         return generator.random(shape, np.float32)
     if kind == "structured":
-        leaves = [_dead_leaves(shape[1:], generator) for _ in range(count)]
-        return np.stack(leaves) if leaves else np.empty(shape, np.float32)
+        return random_shapes(spec, count, generator)
     if server_set is None:
         raise DistillationError(
             "start 'server_set' needs a server set; give one or start elsewhere"
@@ -104,26 +99,4 @@ def _of_class(server_set: ServerSet, label: int, count: int, rng: np.random.Gene
     torch_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
     moved = shift(picked[len(own) :], max_pixels=1, generator=torch_rng, fill="edge")
     result: Images = torch.cat([picked[: len(own)], moved]).numpy()
-    return result
-
-
-def _dead_leaves(shape: tuple[int, ...], rng: np.random.Generator) -> Images:
-    """Return one image of ellipses and boxes, drawn at twice the size so that edges are soft."""
-    channels, side, _ = shape
-    axis = (np.arange(2 * side) + 0.5) / (2 * side)
-    image = np.empty((channels, 2 * side, 2 * side), np.float32)
-    image[:] = rng.random((channels, 1, 1)) / 2
-    for _ in range(SHAPES_PER_IMAGE):
-        # Radii with a heavy tail towards small ones, as in natural scenes.
-        radius = SMALLEST_RADIUS * (LARGEST_RADIUS / SMALLEST_RADIUS) ** (rng.random() ** 1.5)
-        stretch, angle = np.exp(rng.uniform(-1, 1)), rng.uniform(0, np.pi)
-        x, y = (axis - rng.random())[None, :], (axis - rng.random())[:, None]
-        along = (x * np.cos(angle) + y * np.sin(angle)) / (radius * stretch)
-        across = (y * np.cos(angle) - x * np.sin(angle)) / (radius / stretch)
-        if rng.random() < 0.5:
-            inside = along**2 + across**2 < 1
-        else:
-            inside = (np.abs(along) < 1) & (np.abs(across) < 1)
-        image[:, inside] = rng.random((channels, 1))
-    result: Images = image.reshape(channels, side, 2, side, 2).mean(axis=(2, 4))
     return result

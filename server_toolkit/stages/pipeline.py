@@ -53,7 +53,7 @@ def run_pipeline(
             workspace,
             arm,
             proxy=proxy,
-            settings=harden_settings(workspace),
+            settings=_last_settings(workspace),
             progress=progress,
             device=device,
         )
@@ -87,10 +87,7 @@ def run_between_rounds(
         return None
     name = f"{workspace.config.pipeline.arm}-before-round-{number}"
     proxy = _scheduled_proxy(workspace, number, show=show, device=device)
-    settings = harden_settings(workspace)
-    settings = dataclasses.replace(
-        settings, steps=workspace.config.schedule.steps, seed=settings.seed + number
-    )
+    settings = _scheduled_settings(workspace, number)
     with show(f"harden {name}") as progress:
         run_harden(
             workspace, name, proxy=proxy, settings=settings, progress=progress, device=device
@@ -98,6 +95,29 @@ def run_between_rounds(
     weights, _ = workspace.weights(name)
     ledger.record_hardened_base(number, weights, model=name)
     return name
+
+
+def _last_settings(workspace: Workspace) -> HardenSettings:
+    """Return how the pipeline hardens: with a schedule as in its last window."""
+    if not workspace.config.hardening.distil:
+        return harden_settings(workspace)
+    return _scheduled_settings(workspace, workspace.ledger.latest_round())
+
+
+def _scheduled_settings(workspace: Workspace, number: int) -> HardenSettings:
+    """Return how the weights are hardened that round `number` starts from."""
+    config, settings = workspace.config, harden_settings(workspace)
+    real_per_class = 0.0
+    path = workspace.server_set_path()
+    if settings.with_server_set and path is not None:
+        real_per_class = len(workspace.images(path)[0]) / config.model.spec.classes
+    return config.schedule.between.config(
+        settings,
+        number,
+        rounds=config.run.rounds,
+        schedule=config.hardening,
+        real_per_class=real_per_class,
+    )
 
 
 def _scheduled_proxy(
@@ -110,13 +130,16 @@ def _scheduled_proxy(
     """Return the newest proxy set that the schedule has made before round `number`.
 
     Each is distilled from the fleet's path since the first hardened round and holds the images of
-    the one before it. Before the first there are only the images that a distillation starts from.
+    the one before it. Before the first there are only the images that a distillation starts from:
+    with the arm "trajsyn_server_set", which hardens on its real images anyway, random shapes.
     """
     schedule = workspace.config.hardening
     arm = workspace.config.pipeline.arm
     settings = dataclasses.replace(
         distill_settings(workspace), segment="fleet", window="rounds", first_round=0, last_round=0
     )
+    if arm == WITH_SERVER_SET and settings.images_per_class > 1:
+        settings = dataclasses.replace(settings, start="server_set+structured")
     made: str | None = None
     for index, distilled in enumerate(t for t in schedule.distil if t <= number):
         earlier, made = made, f"{arm}-before-round-{distilled}"
@@ -139,7 +162,10 @@ def _scheduled_proxy(
         return made
     start = f"{arm}-start"
     images = dataclasses.replace(
-        settings, iterations=0, images_per_class=workspace.config.schedule.start_images_per_class
+        settings,
+        start="structured" if arm == WITH_SERVER_SET else settings.start,
+        iterations=0,
+        images_per_class=workspace.config.schedule.start_images_per_class,
     )
     with show(f"make {start}") as progress:
         run_distill(workspace, start, settings=images, progress=progress, device=device)

@@ -8,6 +8,7 @@ from server_toolkit.benchmark.presets import PRESETS, epsilons_of, with_choices
 from server_toolkit.benchmark.robustness import plan_benchmark
 from server_toolkit.benchmark.work import trajectories_of
 from server_toolkit.errors import ConfigError
+from server_toolkit.rounds.between import BetweenRounds
 from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.benchmark.made_up import tiny
 
@@ -22,7 +23,12 @@ def scheduled(**recipe):
     schedule = Schedule(harden=((1, 3), (4, 5)), distil=(2, 3))
     return tiny(
         fleet=replace(tiny_fleet, rounds=6),
-        recipe=replace(PRESETS["tiny"].recipe, schedule=schedule, steps_between=7, **recipe),
+        recipe=replace(
+            PRESETS["tiny"].recipe,
+            schedule=schedule,
+            between=BetweenRounds(early_steps=7, late_steps=5),
+            **recipe,
+        ),
     )
 
 
@@ -60,7 +66,7 @@ def test_a_schedule_gives_all_arms_the_same_rounds(harden_last):
             continue
         before = [p.inputs["start"].settings["rounds"][1] for p in hardenings]
         assert before == [1, 2, 4] + ([6] if harden_last else [])
-        assert {p.settings["config"]["steps"] for p in hardenings} == {7}
+        assert [p.settings["config"]["steps"] for p in hardenings] == [7, 7, 5, 5][: len(before)]
     kind = "harden" if harden_last else "federate"
     assert own["trajsyn_noise"].evaluation.inputs["model"].kind == kind
 
@@ -70,12 +76,42 @@ def test_a_method_and_its_control_harden_alike():
     for name in ("trajsyn_noise", "trajsyn_server_set"):
         method, control = own[name], own[ARMS[name].control]
         ours, theirs = (
-            [p for p in cell.server if p.kind == "harden"] for cell in (method, control)
+            [p.settings["config"] | {"real_share": None} for p in cell.server if p.kind == "harden"]
+            for cell in (method, control)
         )
-        assert [p.settings for p in ours] == [p.settings for p in theirs]
-        assert ours[0].key == theirs[0].key  # until something is distilled they are the same
-        assert ours[1].key != theirs[1].key
+        assert ours == theirs
         assert rounds(method) == rounds(control)
+
+
+def test_without_real_images_all_is_the_same_until_something_is_distilled():
+    own = by_arm(scheduled())
+    ours, theirs = (
+        [p.key for p in own[name].server if p.kind == "harden"]
+        for name in ("trajsyn_noise", "noise_only")
+    )
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+
+
+def test_real_images_are_alone_in_the_control_and_have_their_share_in_the_method():
+    own = by_arm(scheduled())
+    for name, share, images in (("server_set_only", None, 0), ("trajsyn_server_set", 1 / 3, 1)):
+        first, *_ = (p for p in own[name].server if p.kind == "harden")
+        assert first.settings["server_images"] == 2
+        assert first.settings["config"]["real_share"] == (share and pytest.approx(share))
+        assert sum(given.startswith("proxy") for given in first.inputs) == images
+
+
+def test_an_arm_may_harden_once_beside_scheduled_ones():
+    preset = replace(scheduled(), arms=("noise_only", "server_set_once", "trajsyn_noise_once"))
+    own = by_arm(preset)
+    for name in ("server_set_once", "trajsyn_noise_once"):
+        cell = own[name]
+        assert [p.key for p in cell.federated] == [p.key for p in own["fedavg"].federated]
+        hardening = cell.evaluation.inputs["model"]
+        assert hardening.inputs["start"].key == own["fedavg"].evaluation.inputs["model"].key
+        assert hardening.settings["config"]["steps"] == preset.recipe.harden.steps
+    assert {"server_set_once", "trajsyn_noise_once"}.isdisjoint(PRESETS["small"].arms)
 
 
 def test_distillation_reads_the_rounds_since_the_first_hardening():

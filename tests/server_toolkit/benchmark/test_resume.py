@@ -13,6 +13,7 @@ from server_toolkit.benchmark.robustness import plan_benchmark
 from server_toolkit.benchmark.store import Store
 from server_toolkit.benchmark.work import perform
 from server_toolkit.benchmark.workplace import OutOfTimeError, Workshop
+from server_toolkit.rounds.between import BetweenRounds
 from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.benchmark.made_up import tiny
 
@@ -26,7 +27,7 @@ def finished(tmp_path_factory):
             arms=("trajsyn_server_set",),
             partitions={"dirichlet:0.5": (2,)},
             fleet=replace(preset.fleet, rounds=4),
-            recipe=replace(preset.recipe, schedule=schedule, steps_between=3),
+            recipe=replace(preset.recipe, schedule=schedule, between=BetweenRounds(early_steps=3)),
         ),
         directory=None,
     )

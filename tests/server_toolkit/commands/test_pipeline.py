@@ -60,7 +60,7 @@ def test_a_pipeline_that_is_terminated_carries_on_to_the_release(fleet):
 
 def test_between_rounds_it_hardens_the_aggregate_once(fleet):
     fleet.edit_config("rounds = 3", "rounds = 5")
-    schedule = "[schedule]\nharden = [[3, 5]]\ndistil = [4]\nsteps = 3\n[pipeline]\n"
+    schedule = "[schedule]\nharden = [[3, 5]]\ndistil = [4]\nearly_steps = 3\n[pipeline]\n"
     fleet.edit_config("[pipeline]\n", schedule)
     command = (*PIPELINE, "--between-rounds")
     assert "round 3 will start from trajsyn-before-round-3" in fleet.run(*command)
@@ -77,7 +77,7 @@ def test_a_schedule_distils_the_path_of_the_hardened_model_and_keeps_what_was_ma
     """Rounds 1 and 2 of the finished run stand for rounds that started hardened."""
     fleet.edit_config(
         "[pipeline]\n",
-        "[schedule]\nharden = [[1, 9]]\ndistil = [2, 3]\nsteps = 3\n[pipeline]\n",
+        "[schedule]\nharden = [[1, 9]]\ndistil = [2, 3]\nearly_steps = 3\n[pipeline]\n",
     )
     fleet.edit_config("rounds = 3", "rounds = 9")
     assert "trajsyn-before-round-3" in fleet.run(*PIPELINE, "--between-rounds")
