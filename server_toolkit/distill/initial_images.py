@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 
 from models import ModelSpec
-from server_toolkit.distill.random_shapes import Images, random_shapes
+from server_toolkit.distill.random_shapes import random_shapes
 from server_toolkit.distill.start_kinds import StartKind, start_kinds
 from server_toolkit.errors import ConfigError, DistillationError
 from server_toolkit.robust.augment import shift
+
+Images = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
