@@ -173,6 +173,7 @@ def simulate(
     from server_toolkit.config import load_config
     from server_toolkit.datasets import load_dataset
     from server_toolkit.datasets.download import download_dataset
+    from server_toolkit.rounds.schedule import FEWEST_ROUNDS
     from server_toolkit.simulate.accuracy import accuracy
     from server_toolkit.simulate.federation import Federation
     from server_toolkit.simulate.fleet import CONFIG, continue_fleet, create_fleet
@@ -189,6 +190,10 @@ def simulate(
     images_of = load_dataset(dataset, data, seed=seed)
     if schedule not in SCHEDULES:
         raise ConfigError(f"--schedule {schedule!r:.40}: choose from {', '.join(SCHEDULES)}")
+    if schedule != "none" and rounds < FEWEST_ROUNDS:
+        raise ConfigError(
+            f"--schedule {schedule}: it has room in {FEWEST_ROUNDS} rounds or more, not in {rounds}"
+        )
     radius = EPSILONS.get(dataset, OTHER_EPSILON) if epsilon is None else epsilon
     options |= {"device": torch_device, "epsilon": radius}
     plan = _plan(options, _spec(options, images_of))

@@ -70,8 +70,8 @@ def continue_fleet(
     Raises `ConfigError` naming what differs.
     """
     try:
-        found = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = dict(json.loads((directory / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{directory} holds no simulation that could go on ({error}); choose another --out"
         ) from error

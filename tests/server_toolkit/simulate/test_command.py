@@ -163,7 +163,7 @@ def test_a_finished_simulation_is_left_alone(uninterrupted):
 )
 def test_other_options_do_not_go_on_with_it(copy, options, message):
     before = final(copy)
-    assert message in simulate(copy, "--rounds", 2, *STATEFUL, *options, code=2)
+    assert message in simulate(copy, "--rounds", 5, *STATEFUL, *options, code=2)
     assert final(copy) == before
 
 
@@ -175,6 +175,14 @@ def test_a_state_that_is_gone_or_damaged_is_named(copy):
     assert "state-1.safetensors: damaged" in simulate(copy, "--rounds", 2, *STATEFUL, code=2)
     file.unlink()
     assert "state-1.safetensors is gone" in simulate(copy, "--rounds", 2, *STATEFUL, code=3)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"format": "another"}'])
+def test_a_record_that_is_none_is_refused(copy, text):
+    (copy / "simulation.json").write_text(text)
+    message = simulate(copy, "--rounds", 2, *STATEFUL, code=2)
+    assert "no simulation that could go on" in message or "was made with format" in message
+    assert "Traceback" not in message
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
@@ -196,6 +204,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
         (("--late", 0.9, "--never", 0.9), "at most 1 together"),
         (("--dataset", "mnist"), "in which directory they are (--data)"),
         (("--download",), "--download needs --data"),
+        (("--schedule", "recommended", "--rounds", 4), "in 5 rounds or more, not in 4"),
         (("--width", 0), "width is 0"),
         (("--engine", "stacked", "--precision", "int8"), "int8 needs the native"),
         (("--learning-rate", -1), "learning_rate"),
