@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from models import ModelSpec
 from models.description import to_toml
 from models.layers import Convolution, InstanceNorm, MaxPool
 from server_toolkit.config import load_config
+from server_toolkit.demo.settings import set_values
 from server_toolkit.errors import ConfigError
+from server_toolkit.rounds.schedule import Schedule
 from tests.server_toolkit.fleet import LAYOUT, SPEC
 from tests.server_toolkit.processes import model_section, server_toml
 
@@ -153,3 +157,46 @@ def test_a_wrong_layer_is_named(write):
     model = model.replace("convnet", "chain").replace("width = 8\n", "").replace("depth = 2\n", "")
     with pytest.raises(ConfigError, match=r"\[model\] layers\[0\]: conv: kernel is 2"):
         load_config(write(server_toml(model=model)))
+
+
+def with_schedule(*, rounds=20, enabled=True, **values):
+    """The template with these lines in its [schedule] table."""
+    text = re.sub(r"(?m)^rounds = .*", f"rounds = {rounds}", server_toml(), count=1)
+    text = text.replace("enabled = true", f"enabled = {str(enabled).lower()}")
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return text.replace('harden = "none"', "\n".join(lines) + "\n")
+
+
+def test_the_schedule_is_none_recommended_or_windows_of_ones_own(write):
+    assert load_config(write(server_toml())).hardening == Schedule()
+    recommended = load_config(write(with_schedule(harden="recommended"))).hardening
+    assert recommended == Schedule.recommended(20) != Schedule()
+    own = load_config(write(with_schedule(harden=[[1, 4], [9, 20]], distil=[3, 20]))).hardening
+    assert own == Schedule(harden=((1, 4), (9, 20)), distil=(3, 20))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"harden": "often"}, "schedule"),
+        ({"harden": "recommended", "distil": [3]}, "windows of one's own"),
+        ({"harden": "recommended", "enabled": False}, r"toml: \[schedule\] harden needs \[pipe"),
+        ({"harden": [[4, 1]]}, "windows are pairs"),
+        ({"harden": [[1, 4]], "distil": [3, 21]}, r"round 21 is behind the last .* rounds = 20"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused(write, values, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(with_schedule(**values)))
+
+
+def test_a_file_whose_values_are_changed_is_never_half_there(write, monkeypatch):
+    file = write(server_toml())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: 1 / 0)
+        patch.setattr(Path, "write_text", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            set_values(file, {("run", "rounds"): 77})
+    assert file.read_text() == server_toml()
+    set_values(file, {("run", "rounds"): 77})
+    assert load_config(file).run.rounds == 77
