@@ -72,15 +72,18 @@ def test_square_in_colour_turns_a_linear_model_near_its_distance(norm):
     assert not result.robust.any()
 
 
-def test_cw_l2_without_a_bound_comes_close_to_the_least_distance():
-    model, images, labels = linear_task(classes=2, seed=2)
-    result = cw_l2(model, images, labels, steps=200, learning_rate=0.03)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_cw_l2_without_a_bound_comes_close_to_the_least_distance_however_near(classes):
+    model, images, labels = linear_task(classes=classes, seed=2)
+    result = cw_l2(model, images, labels)
     assert not result.robust.any()
     assert (model(result.adversarial).argmax(1) != labels).all()
     found = (result.adversarial - images).flatten(1).norm(dim=1).double()
     least = distance_to_boundary(model, images, labels, "l2")
+    assert least.min() < 0.02 * least.max()
     assert (found >= least * 0.999).all()
-    assert (found <= least * 1.02 + 1e-3).all()
+    assert (found <= least * 1.1).all()
+    assert (found / least).mean() <= 1.02
 
 
 def two_pixel_network(seed):
