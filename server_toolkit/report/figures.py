@@ -55,7 +55,9 @@ def robustness_by_epsilon(
         low = [100 * curve[e][1] for e in sizes]
         high = [100 * curve[e][2] for e in sizes]
         colour, marker = COLOURS[index % 7], MARKERS[index % 7]
-        axes.plot(sizes, middle, marker=marker, color=colour, lw=2, label=name)
+        # Names may come from files: "$" begins no formula.
+        label = name.replace("$", r"\$")
+        axes.plot(sizes, middle, marker=marker, color=colour, lw=2, label=label)
         axes.fill_between(sizes, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_ylim(0, 102)
     axes.legend(frameon=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks.model import Model
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask, overall
 from server_toolkit.robust.evaluation.crafting import AttackSettings
@@ -109,6 +110,8 @@ def assess(
     Arguments and errors are those of `judge`.
     """
     check_images(images, labels)
+    if not settings.epsilons:
+        raise ConfigError("there is no attack size to judge at; give at least one epsilon")
     model = ready(model, device)
     surrogate = None if surrogate is None else ready(surrogate, device)
     names = parse_attacks(settings.attacks, settings.norm)

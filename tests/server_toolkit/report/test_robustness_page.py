@@ -65,6 +65,11 @@ def test_a_model_that_is_never_right_has_no_distance(tmp_path):
     assert "nan" not in text
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    settings, model = assessed(tmp_path, threshold_model(), name="a$\\b{$", curve=(0.1,))
+    assert "a$\\b{$" in page(settings, model)
+
+
 def test_the_page_has_every_number_of_the_table(tmp_path):
     settings, model = assessed(tmp_path, threshold_model())
     judgement = model.assessment.judgements[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from server_toolkit.errors import ConfigError
 from server_toolkit.robust.evaluation.assess import AssessSettings, assess, default_curve
 from tests.server_toolkit.robust.evaluation.networks import grey, threshold_model
 
@@ -28,6 +29,11 @@ def test_the_curve_is_what_pgd_leaves_at_each_size():
     np.testing.assert_array_equal(result.judgements[0].robust, result.curve[0.12])
     points = result.to_dict()["curve"]["points"]
     assert [p["accuracy"] for p in points] == [m.mean() for m in result.curve.values()]
+
+
+def test_no_size_to_judge_at_is_an_error():
+    with pytest.raises(ConfigError, match="at least one epsilon"):
+        assess(threshold_model(), IMAGES, LABELS, AssessSettings(epsilons=()))
 
 
 def test_the_default_curve_holds_the_judged_sizes_and_twice_the_largest():
