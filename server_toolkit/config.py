@@ -185,6 +185,7 @@ class ScheduleSection(Section):
     attack_step: float = Field(default=BetweenRounds.attack_step, ge=0, le=2)
     learning_rate: float = Field(default=BetweenRounds.learning_rate, ge=0, le=100)
     mix_probability: float = Field(default=BetweenRounds.mix_probability, ge=0, le=1)
+    epsilon_at_once: float = Field(default=BetweenRounds.epsilon_at_once, ge=0, le=1)
     full_epsilon_at: float = Field(default=BetweenRounds.full_epsilon_at, ge=0, le=1)
 
     @property

@@ -22,8 +22,9 @@ class BetweenRounds:
 
     `early_steps` are those of each hardening in the first window, `late_steps` in later ones and
     behind the last round. The attack is weaker than that of one long hardening and no images are
-    blended: the devices' rounds regularise. ε grows in proportion to the rounds, up to its full
-    value when the share `full_epsilon_at` of them is done: large attacks are not learned at once.
+    blended: the devices' rounds regularise. An ε above `epsilon_at_once` begins there, since a model
+    that is not robust learns nothing from larger attacks, and grows in proportion to the rounds up
+    to its full value when the share `full_epsilon_at` of them is done.
     """
 
     early_steps: int = 80
@@ -32,6 +33,7 @@ class BetweenRounds:
     attack_step: float = 0.5
     learning_rate: float = 0.02
     mix_probability: float = 0.0
+    epsilon_at_once: float = 0.1
     full_epsilon_at: float = 0.6
 
     def config(
@@ -59,15 +61,16 @@ class BetweenRounds:
             attack_step=self.attack_step,
             learning_rate=self.learning_rate,
             mix_probability=self.mix_probability,
-            epsilon=base.epsilon * self.share_of_epsilon(number, rounds=rounds),
+            epsilon=self.epsilon_before(number, rounds=rounds, full=base.epsilon),
             real_share=share,
             seed=base.seed + number,
         )
 
-    def share_of_epsilon(self, number: int, *, rounds: int) -> float:
-        """Return the share of the attack size that is trained with before round `number`."""
-        full = self.full_epsilon_at * rounds
-        return 1.0 if number + 1 >= full else (number + 1) / full
+    def epsilon_before(self, number: int, *, rounds: int, full: float) -> float:
+        """Return the attack size that is trained with before round `number`."""
+        growing = self.full_epsilon_at * rounds
+        share = 1.0 if number + 1 >= growing else (number + 1) / growing
+        return min(full, max(self.epsilon_at_once, share * full))
 
 
 def real_share(images_per_class: float) -> float:

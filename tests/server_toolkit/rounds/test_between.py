@@ -19,10 +19,14 @@ def test_the_first_window_has_its_own_steps():
     assert {before(t).steps for t in range(14, 21)} == {50}
 
 
-def test_the_attack_grows_with_the_rounds_up_to_its_full_size():
-    assert [before(t).epsilon for t in (1, 5, 11, 14, 20)] == pytest.approx(
-        [0.3 * 2 / 12, 0.15, 0.3, 0.3, 0.3]
+def test_a_large_attack_grows_with_the_rounds_up_to_its_full_size():
+    assert [before(t).epsilon for t in (1, 5, 8, 11, 14, 20)] == pytest.approx(
+        [0.1, 0.15, 0.225, 0.3, 0.3, 0.3]
     )
+
+
+def test_an_attack_that_is_learned_at_once_is_the_same_in_every_round():
+    assert {before(t, HardenConfig(epsilon=0.1)).epsilon for t in range(1, 21)} == {0.1}
 
 
 def test_the_attack_inside_is_three_half_steps_on_unblended_images():
