@@ -22,9 +22,9 @@ class BetweenRounds:
 
     `early_steps` are those of each hardening in the first window, `late_steps` in later ones and
     behind the last round. The attack is weaker than that of one long hardening and no images are
-    blended: the devices' rounds regularise. An ε above `epsilon_at_once` begins there, since a model
-    that is not robust learns nothing from larger attacks, and grows in proportion to the rounds up
-    to its full value when the share `full_epsilon_at` of them is done.
+    blended: the devices' rounds regularise. An ε above `epsilon_at_once` begins there, since a
+    model that is not robust learns nothing from larger attacks, and grows in proportion to the
+    rounds up to its full value when the share `full_epsilon_at` of them is done.
     """
 
     early_steps: int = 80
