@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -54,6 +54,13 @@ class LazyGroup(TyperGroup):
         holder = typer.Typer()
         importlib.import_module(f"server_toolkit.commands.{cmd_name}").register(holder)
         return get_group(holder).get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; typer itself would end an interrupted one without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _end("interrupted", 130)
 
 
 app = typer.Typer(
@@ -104,11 +111,9 @@ def main() -> None:
         _end(error, 1)
     except OSError as error:  # a directory that may not be written, a full disk
         _end(error, 1)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
 
 
-def _end(message: object, code: int) -> None:
+def _end(message: object, code: int) -> NoReturn:
     typer.echo(f"server-toolkit: {message}", err=True)
     sys.exit(code)
 

@@ -177,6 +177,11 @@ def evaluate(
     judge = _images(workspace, models, on, images, dataset, data)
     if epsilon is not None:
         sizes = assess.parse_sizes(epsilon, "--epsilon")
+        if ball == "linf" and sizes[-1] > 1:
+            raise ConfigError(
+                f"--epsilon {sizes[-1]:g} is more than any pixel can change; pixels reach from 0 "
+                f"to 1, so write {sizes[-1]:g} steps of 255 as {sizes[-1]:g}/255"
+            )
     else:
         sizes = assess.default_sizes(judge, ball, workspace)
     lender = None if transfer_from is None else _subjects(workspace, transfer_from, network)[0]

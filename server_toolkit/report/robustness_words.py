@@ -85,9 +85,13 @@ def conclusion(model: Assessed) -> str:
     assessment = model.assessment
     doubts = [flag for flag in assessment.flags if flag.level == "doubt"]
     if doubts:
-        number = "one reason" if len(doubts) == 1 else f"{len(doubts)} reasons"
+        reasons = (
+            "one reason below suggests"
+            if len(doubts) == 1
+            else f"{len(doubts)} reasons below suggest"
+        )
         return (
-            f"Do not decide on these numbers: {number} below suggest that the true accuracy under "
+            f"Do not decide on these numbers: {reasons} that the true accuracy under "
             "attack is lower, or that it was not measured at all. Remove the cause and judge again."
         )
     ran = {outcome.attack for j in assessment.judgements for outcome in j.outcomes}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -10,6 +11,7 @@ from edge_sdk.runtime import ProgramFile
 from models.description import to_toml
 from models.layers import Convolution, Linear, MaxPool, ReLU
 from models.networks import build_model, flat_parameters
+from server_toolkit import cli
 from server_toolkit.cli import GROUPS
 from server_toolkit.config import load_config
 from server_toolkit.ledger import Ledger
@@ -167,6 +169,18 @@ def test_serve_refuses_a_file_of_another_run(fleet):
 def test_serve_without_its_key_names_the_file(fleet):
     (fleet.directory / "keys" / "server.key").unlink()
     assert "server.key" in command(fleet, "serve", code=2)
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(monkeypatch, capsys):
+    def interrupted(level):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "log_to_stderr", interrupted)
+    monkeypatch.setattr(sys, "argv", ["server-toolkit", "status"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "server-toolkit: interrupted\n"
 
 
 def test_an_unknown_command_is_a_usage_error():

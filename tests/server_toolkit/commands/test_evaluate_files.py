@@ -205,6 +205,7 @@ def test_a_named_data_set_brings_its_images(files):
         (("model.safetensors", "--attacks", "magic"), "unknown attack 'magic'"),
         (("model.safetensors", "--norm", "l1"), "unknown norm 'l1'; choose linf or l2"),
         (("model.safetensors", "--epsilon", "8/0"), "--epsilon '8/0' is no attack size"),
+        (("model.safetensors", "--epsilon", "8"), "write 8 steps of 255 as 8/255"),
         (("model.safetensors", "--on", "test_set"), "choose one of --on, --images and --dataset"),
         (("model.safetensors", "--data", "/"), "--data / holds the files of which data set"),
         (("missing.safetensors",), "missing.safetensors"),

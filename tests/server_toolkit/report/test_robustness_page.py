@@ -83,7 +83,7 @@ def test_the_page_has_every_number_of_the_table(tmp_path):
 def test_a_doubt_comes_before_any_number(tmp_path):
     settings, model = assessed(tmp_path, flat(threshold_model()))
     text = page(settings, model)
-    assert "Do not decide on these numbers: one reason" in text
+    assert "Do not decide on these numbers: one reason below suggests" in text
     assert text.index("probabilities</b> (doubt)") < text.index("an attacker takes")
     assert 'class="card verdict doubt"' in text
 
