@@ -159,7 +159,7 @@ def test_path_length_is_how_far_a_constant_gradient_carries(steps, momentum):
         ({"participation": 0.0}, "participation is 0"),
         ({"late": 0.6, "never": 0.5}, "at most 1 together"),
         ({"late": -0.1}, "late -0.1"),
-        ({"epsilon": 2.0}, "epsilon 2.0"),
+        ({"epsilon": 2.0}, "epsilon is 2.0"),
         ({"engine": "gpu"}, "choose from auto, native"),
     ],
 )

@@ -83,7 +83,9 @@ def test_workers_change_no_bit(programs):
 
 @pytest.mark.parametrize("engine", ["native", "stacked"])
 def test_a_device_that_diverges_is_named(programs, engine):
-    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, momentum=0.0)
+    settings = dataclasses.replace(
+        SETTINGS, learning_rate=100.0, algorithm="fedprox", proximal_mu=1000.0
+    )
     made = (
         native(settings, programs, CONVNET)
         if engine == "native"
