@@ -102,7 +102,7 @@ SMALL = Preset(
     name="small",
     datasets=("mnist", "fashion_mnist", "cifar10"),
     seeds=(0, 1, 2),
-    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": SERVER_IMAGES},
+    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": (0, 1, 10)},
     server_pool=100,
     networks=(Network(width=16),),
     fleet=Fleet(
