@@ -87,7 +87,7 @@ def run_between_rounds(
         return None
     name = f"{workspace.config.pipeline.arm}-before-round-{number}"
     proxy = _scheduled_proxy(workspace, number, show=show, device=device)
-    settings = _scheduled_settings(workspace, number)
+    settings = scheduled_settings(workspace, number)
     with show(f"harden {name}") as progress:
         run_harden(
             workspace, name, proxy=proxy, settings=settings, progress=progress, device=device
@@ -101,10 +101,10 @@ def _last_settings(workspace: Workspace) -> HardenSettings:
     """Return how the pipeline hardens: with a schedule as in its last window."""
     if not workspace.config.hardening.distil:
         return harden_settings(workspace)
-    return _scheduled_settings(workspace, workspace.ledger.latest_round())
+    return scheduled_settings(workspace, workspace.ledger.latest_round())
 
 
-def _scheduled_settings(workspace: Workspace, number: int) -> HardenSettings:
+def scheduled_settings(workspace: Workspace, number: int) -> HardenSettings:
     """Return how the weights are hardened that round `number` starts from."""
     config, settings = workspace.config, harden_settings(workspace)
     real_per_class = 0.0

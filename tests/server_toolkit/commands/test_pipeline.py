@@ -8,7 +8,7 @@ import pytest
 from edge_sdk.protocol.messages import Release, decode_message
 from edge_sdk.protocol.signing import load_public_key, open_sealed
 from server_toolkit.config import load_config
-from server_toolkit.stages.pipeline import distill_settings, harden_settings
+from server_toolkit.stages.pipeline import distill_settings, harden_settings, scheduled_settings
 from server_toolkit.stages.workspace import Workspace
 
 PIPELINE = ("pipeline", "--threads", "1", "--device", "cpu")
@@ -68,6 +68,8 @@ def test_between_rounds_it_hardens_the_aggregate_once(fleet):
     weights, _ = Workspace.open(load_config(fleet.config)).weights("trajsyn-before-round-3")
     np.testing.assert_array_equal(ledger.global_weights(3), weights)
     assert not np.array_equal(ledger.aggregate_weights(3), weights)
+    log = (fleet.directory / "models" / "trajsyn-before-round-3.log.jsonl").read_text()
+    assert len(log.splitlines()) == 3  # steps of the schedule, not of [harden]
     assert "nothing to harden" in fleet.run(*command)
     assert made(fleet) == [("proxy", "trajsyn-start"), ("model", "trajsyn-before-round-3")]
     assert ledger.latest_release() is None
@@ -124,3 +126,24 @@ def test_the_name_of_the_arm_decides_whether_real_images_are_used(
     workspace = Workspace.open(load_config(fleet.config))
     assert distill_settings(workspace).start == start
     assert harden_settings(workspace).with_server_set == real_images
+
+
+def test_a_schedule_hardens_on_random_shapes_and_the_real_images_share_of_a_batch(fleet):
+    fleet.edit_config('arm = "trajsyn"', 'arm = "trajsyn_server_set"')
+    fleet.edit_config("rounds = 3", "rounds = 9")
+    fleet.edit_config(
+        "[pipeline]\n",
+        "[schedule]\nharden = [[3, 5]]\ndistil = [4]\nearly_steps = 2\n"
+        "start_images_per_class = 2\n[pipeline]\n",
+    )
+    fleet.run(*PIPELINE, "--between-rounds")
+    workspace = Workspace.open(load_config(fleet.config))
+    start, _ = workspace.proxy("trajsyn_server_set-start")
+    assert len(start.images) == 20
+    real, _ = workspace.images(workspace.server_set_path())
+    own = {image.tobytes() for image in real.images}
+    assert own.isdisjoint(image.tobytes() for image in start.images)
+    settings = scheduled_settings(workspace, 3)
+    assert settings.with_server_set
+    assert settings.real_share == pytest.approx(10 / 14)  # 100 images of 10 classes
+    assert (settings.steps, settings.seed) == (2, harden_settings(workspace).seed + 3)
