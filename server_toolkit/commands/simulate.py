@@ -219,7 +219,7 @@ def simulate(
         f"{ledger.latest_round()} rounds of {devices} devices; accuracy on {len(division.test)} "
         f"test images {100 * share:.1f} %"
     )
-    typer.echo(f"next: server-toolkit distill --name trajsyn --config {out / CONFIG}")
+    typer.echo(f"next: server-toolkit pipeline --config {out / CONFIG}")
 
 
 def _spec(options: dict[str, Any], data: ImageData) -> ModelSpec:
