@@ -1,6 +1,7 @@
 """Memory is predicted within a quarter of what is measured, and refused before it is taken."""
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from server_toolkit.distill.config import DistillConfig
 from server_toolkit.distill.memory import PeakOfStorages, predict_bytes, refuse_if_too_large
 from server_toolkit.errors import DistillationError
 
+PROCESSES = 5  # what malloc keeps differs by half from one process to the next
 SPEC = dict(channels=3, image_size=32, classes=10, width=32, mean=[0.5] * 3, std=[0.2] * 3)
 
 MEASURE = """
@@ -55,9 +57,12 @@ print(json.dumps([predicted, status("VmHWM") - before]))
 )
 def test_prediction_is_within_a_quarter_of_the_measured_peak(settings):
     command = [sys.executable, "-c", MEASURE, json.dumps(SPEC), json.dumps(settings)]
-    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    predicted, measured = json.loads(output)
-    assert predicted == pytest.approx(measured, rel=0.25)
+    found = []
+    for _ in range(PROCESSES):
+        output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        predicted, measured = json.loads(output)
+        found.append(measured)
+    assert predicted == pytest.approx(statistics.median(found), rel=0.25)
 
 
 def test_peak_counts_what_lives_at_once():
