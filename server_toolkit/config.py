@@ -238,7 +238,18 @@ class ServerConfig(Section):
                 f"[schedule] distil: round {self.schedule.distil[-1]} is behind the last of "
                 f"[run] rounds = {self.run.rounds}"
             )
+        if self.schedule.harden != "none" and not re.fullmatch(
+            NAME, self.hardened_name(self.run.rounds)
+        ):
+            raise ValueError(
+                f"[pipeline] arm has {len(self.pipeline.arm)} characters; with a [schedule] what "
+                "is hardened between rounds is named after it, which needs a shorter one"
+            )
         return self
+
+    def hardened_name(self, number: int) -> str:
+        """Return what the model and the proxy set made before round `number` are called."""
+        return f"{self.pipeline.arm}-before-round-{number}"
 
     @property
     def hardening(self) -> Schedule:

@@ -85,7 +85,7 @@ def run_between_rounds(
     hardened = any(row.round == number for row in ledger.hardened_bases())
     if hardened or ledger.round(number) is not None:
         return None
-    name = f"{workspace.config.pipeline.arm}-before-round-{number}"
+    name = workspace.config.hardened_name(number)
     proxy = _scheduled_proxy(workspace, number, show=show, device=device)
     settings = scheduled_settings(workspace, number)
     with show(f"harden {name}") as progress:
@@ -136,17 +136,22 @@ def _scheduled_proxy(
     schedule = workspace.config.hardening
     arm = workspace.config.pipeline.arm
     settings = dataclasses.replace(
-        distill_settings(workspace), segment="fleet", window="rounds", first_round=0, last_round=0
+        distill_settings(workspace),
+        segment="fleet",
+        window="rounds",
+        first_round=0,
+        last_round=0,
+        rounds_ahead=1,  # no segment crosses a hardening, and there is one before every round
     )
     if arm == WITH_SERVER_SET and settings.images_per_class > 1:
         settings = dataclasses.replace(settings, start="server_set+structured")
     made: str | None = None
     for index, distilled in enumerate(t for t in schedule.distil if t <= number):
-        earlier, made = made, f"{arm}-before-round-{distilled}"
+        earlier, made = made, workspace.config.hardened_name(distilled)
         window = dataclasses.replace(
             settings,
             first_round=schedule.harden[0][0],
-            last_round=distilled - settings.rounds_ahead,
+            last_round=distilled - 1,
             seed=settings.seed + index,
         )
         with show(f"distil {made}") as progress:

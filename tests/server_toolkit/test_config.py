@@ -159,10 +159,11 @@ def test_a_wrong_layer_is_named(write):
         load_config(write(server_toml(model=model)))
 
 
-def with_schedule(*, rounds=20, enabled=True, **values):
+def with_schedule(*, rounds=20, enabled=True, arm="trajsyn_server_set", **values):
     """The template with these lines in its [schedule] table."""
     text = re.sub(r"(?m)^rounds = .*", f"rounds = {rounds}", server_toml(), count=1)
     text = text.replace("enabled = true", f"enabled = {str(enabled).lower()}")
+    text = text.replace('arm = "trajsyn_server_set"', f'arm = "{arm}"')
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     return text.replace('harden = "none"', "\n".join(lines) + "\n")
 
@@ -182,6 +183,7 @@ def test_the_schedule_is_none_recommended_or_windows_of_ones_own(write):
         ({"harden": "recommended", "distil": [3]}, "windows of one's own"),
         ({"harden": "recommended", "enabled": False}, r"toml: \[schedule\] harden needs \[pipe"),
         ({"harden": [[4, 1]]}, "windows are pairs"),
+        ({"harden": "recommended", "arm": "a" * 70}, r"arm has 70 characters"),
         ({"harden": [[1, 4]], "distil": [3, 21]}, r"round 21 is behind the last .* rounds = 20"),
     ],
 )

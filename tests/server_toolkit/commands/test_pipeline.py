@@ -82,6 +82,7 @@ def test_a_schedule_distils_the_path_of_the_hardened_model_and_keeps_what_was_ma
         "[schedule]\nharden = [[1, 9]]\ndistil = [2, 3]\nearly_steps = 3\n[pipeline]\n",
     )
     fleet.edit_config("rounds = 3", "rounds = 9")
+    fleet.edit_config("[distill]\n", "[distill]\nrounds_ahead = 2\n")
     assert "trajsyn-before-round-3" in fleet.run(*PIPELINE, "--between-rounds")
     workspace = Workspace.open(load_config(fleet.config))
     first, _ = workspace.proxy("trajsyn-before-round-2")
