@@ -24,9 +24,6 @@ NETWORK, COMPUTE = "The network", "How it is computed"
 
 NETWORK_DEFAULTS = {"architecture": "convnet", "width": 128, "depth": 3, "image_size": None}
 
-# l-infinity radii that are usual for the data set, pixels in [0, 1]
-EPSILONS = {"mnist": 0.3, "fashion_mnist": 0.1, "digits": 0.1}
-OTHER_EPSILON = 8 / 255
 SCHEDULES = ("none", "recommended")
 
 
@@ -170,6 +167,7 @@ def simulate(
     interrupt_on_sigterm()
     torch_device = choose_device(device, threads=threads)
     from edge_sdk.runtime import ProgramFile
+    from server_toolkit.benchmark.presets import epsilons_of
     from server_toolkit.config import load_config
     from server_toolkit.datasets import load_dataset
     from server_toolkit.datasets.download import download_dataset
@@ -194,7 +192,7 @@ def simulate(
         raise ConfigError(
             f"--schedule {schedule}: it has room in {FEWEST_ROUNDS} rounds or more, not in {rounds}"
         )
-    radius = EPSILONS.get(dataset, OTHER_EPSILON) if epsilon is None else epsilon
+    radius = max(epsilons_of(dataset, ())) if epsilon is None else epsilon
     options |= {"device": torch_device, "epsilon": radius}
     plan = _plan(options, _spec(options, images_of))
     division = divide(images_of, plan)

@@ -18,6 +18,7 @@ from edge_sdk.protocol.part_file import sha256_of_file
 from edge_sdk.training.dataset import Dataset
 from edge_sdk.training.sources import load_npz
 from models import ModelSpec
+from server_toolkit.benchmark.presets import DEFAULT_EPSILONS, THREAT_MODELS
 from server_toolkit.datasets import load_dataset
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.evaluation.assess import Assessment, AssessSettings, assess
@@ -31,12 +32,8 @@ from server_toolkit.stages.workspace import FEDAVG, Progress, Workspace
 FORMAT, VERSION = "trajsyn-evaluation", 1
 KEPT_FOLDER = "evaluations/kept"
 
-THREAT_MODELS: dict[str, tuple[float, ...]] = {
-    "mnist": (0.3,),
-    "fashion_mnist": (0.1,),
-    "cifar10": (2 / 255, 8 / 255),
-}
-"""The l∞ sizes that are usual for a data set, on pixels in [0, 1]."""
+USUAL_EPSILONS = THREAT_MODELS | DEFAULT_EPSILONS
+"""The l∞ sizes that the benchmark judges a named data set at, for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,13 +235,13 @@ def default_sizes(judge: Judge, norm: Norm, workspace: Workspace | None) -> tupl
 
     Raises `ConfigError` where nothing is usual.
     """
-    if norm == "linf" and judge.kind == "dataset" and judge.name in THREAT_MODELS:
-        return THREAT_MODELS[judge.name]
+    if norm == "linf" and judge.kind == "dataset" and judge.name in USUAL_EPSILONS:
+        return USUAL_EPSILONS[judge.name]
     if norm == "linf" and workspace is not None:
         return workspace.config.evaluate.epsilons
     usual = ", ".join(
         f"{name} {' and '.join(f'{size:.3g}' for size in sizes)}"
-        for name, sizes in THREAT_MODELS.items()
+        for name, sizes in USUAL_EPSILONS.items()
     )
     raise ConfigError(f"how large are the attacks? Give --epsilon; usual in the l∞ norm: {usual}")
 
