@@ -17,9 +17,9 @@ from server_toolkit import __version__
 from server_toolkit.errors import ServerError
 from server_toolkit.logs import log_to_stderr
 
-EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 ledger missing or \
-damaged, 4 refused update, 5 distillation failed, 6 model misses the release gate, 75 time \
-budget used up, 130 interrupted (both: run the command again to carry on)."""
+EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 ledger missing, \
+damaged or in use, 4 refused update, 5 distillation failed, 6 model misses the release gate, 75 \
+time budget used up, 130 interrupted (both: run the command again to carry on)."""
 
 # One module a command group in `server_toolkit.commands`; each adds its commands in `register`.
 GROUPS = (

@@ -171,6 +171,7 @@ def simulate(
     from server_toolkit.config import load_config
     from server_toolkit.datasets import load_dataset
     from server_toolkit.datasets.download import download_dataset
+    from server_toolkit.locks import sole_writer
     from server_toolkit.rounds.schedule import FEWEST_ROUNDS
     from server_toolkit.simulate.accuracy import accuracy
     from server_toolkit.simulate.federation import Federation
@@ -197,20 +198,20 @@ def simulate(
     plan = _plan(options, _spec(options, images_of))
     division = divide(images_of, plan)
     out = out.resolve()
-    if (out / CONFIG).exists():
-        continue_fleet(out, plan, division, rounds=rounds)
-    else:
+    if not (out / CONFIG).exists():
         typer.echo("exporting the training program and checking its gradients")
         create_fleet(out, plan, division, _config_values(options, division))
-    workspace = Workspace.open(load_config(out / CONFIG))
-    ledger = workspace.ledger
-    federation = Federation(
-        plan.spec,
-        list(division.shards.values()),
-        plan.settings,
-        program=ProgramFile.from_bytes(ledger.blobs.read(ledger.program.sha256)),
-    )
-    run_rounds(workspace, federation, show=show_progress, device=torch_device)
+    with sole_writer(out):
+        continue_fleet(out, plan, division, rounds=rounds)
+        workspace = Workspace.open(load_config(out / CONFIG))
+        ledger = workspace.ledger
+        federation = Federation(
+            plan.spec,
+            list(division.shards.values()),
+            plan.settings,
+            program=ProgramFile.from_bytes(ledger.blobs.read(ledger.program.sha256)),
+        )
+        run_rounds(workspace, federation, show=show_progress, device=torch_device)
     weights = ledger.global_weights(ledger.latest_round())
     share = accuracy(plan.spec, weights, division.test, device=torch_device)
     typer.echo(

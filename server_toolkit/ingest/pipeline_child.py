@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from server_toolkit.ledger import Ledger
-from server_toolkit.locks import try_lock
+from server_toolkit.locks import PIPELINE_LOCK, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class PipelineChild:
             self._process.wait()
 
     def _start(self, between_rounds: bool) -> None:
-        lock = try_lock(self._ledger.directory / "pipeline.lock")
+        lock = try_lock(self._ledger.directory / PIPELINE_LOCK)
         if lock is None:
             return  # one that an earlier server started is at work still
         config = str(self._config_file)

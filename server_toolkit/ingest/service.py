@@ -20,12 +20,12 @@ from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import encode_message
 from edge_sdk.protocol.signing import seal
 from server_toolkit.config import ServerConfig
-from server_toolkit.errors import ServerError
+from server_toolkit.errors import LedgerError
 from server_toolkit.ingest.checks import Limits
 from server_toolkit.ingest.handler import Handler
 from server_toolkit.ingest.pipeline_child import PipelineChild
 from server_toolkit.ledger import Ledger
-from server_toolkit.locks import try_lock
+from server_toolkit.locks import SERVE_LOCK, try_lock
 from server_toolkit.rounds.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
@@ -111,10 +111,13 @@ class Service:
         self._stopping.set()
 
     def run(self) -> None:
-        """Serve until `stop`; raises `ServerError` if another server has this directory."""
-        lock = try_lock(self.ledger.directory / "serve.lock")
+        """Serve until `stop`; raises `LedgerError` if another process has this directory."""
+        lock = try_lock(self.ledger.directory / SERVE_LOCK)
         if lock is None:
-            raise ServerError(f"another 'serve' is running on {self.ledger.directory}")
+            raise LedgerError(
+                "another process ('serve' or 'simulate') runs the rounds in "
+                f"{self.ledger.directory}; wait until it has ended, or end it with SIGTERM"
+            )
         try:
             self._coordinator.start(time.time())
             self._link.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +18,6 @@ from models.layout import Flat
 from server_toolkit.distill.tensor_file import read_tensor_file, write_tensor_file
 from server_toolkit.errors import LedgerError
 from server_toolkit.ledger import Ledger, schema
-from server_toolkit.locks import try_lock
 from server_toolkit.rounds.coordinator import Coordinator
 from server_toolkit.simulate.federation import ClientUpdate, Federation
 from server_toolkit.stages.pipeline import run_between_rounds
@@ -36,35 +34,29 @@ def run_rounds(workspace: Workspace, federation: Federation, *, show: Show, devi
     """Run the configured rounds, or those that an interrupted call has left.
 
     After a round the state that the next one needs is on disk before the ledger closes the round,
-    so that a process killed at any moment carries on with the same bits. Raises `LedgerError`
-    where another process runs the same simulation or the state is gone.
+    so that a process killed at any moment carries on with the same bits. The caller is the
+    directory's `sole_writer`. Raises `LedgerError` where the state is gone.
     """
     ledger = workspace.ledger
-    lock = try_lock(ledger.directory / "serve.lock")
-    if lock is None:
-        raise LedgerError(f"another process runs the rounds of {ledger.directory}")
-    try:
-        coordinator = Coordinator(
-            ledger,
-            rounds=workspace.config.run.rounds,
-            quorum=1,
-            deadline_s=DEADLINE_S,
-            training=federation.settings.training,
-            encoding=federation.settings.encoding,
-            schedule=workspace.config.hardening,
-        )
-        states = _States(ledger, federation)
-        states.restore(ledger.latest_round())
-        while not coordinator.finished:
-            if coordinator.waits_for_hardening:
-                run_between_rounds(workspace, show=show, device=device)
-            coordinator.start(time.time())
-            with show("simulate") as progress:
-                while (row := ledger.open_round()) is not None:
-                    _run_round(coordinator, federation, states, row, progress)
-        states.record_late()
-    finally:
-        os.close(lock)
+    coordinator = Coordinator(
+        ledger,
+        rounds=workspace.config.run.rounds,
+        quorum=1,
+        deadline_s=DEADLINE_S,
+        training=federation.settings.training,
+        encoding=federation.settings.encoding,
+        schedule=workspace.config.hardening,
+    )
+    states = _States(ledger, federation)
+    states.restore(ledger.latest_round())
+    while not coordinator.finished:
+        if coordinator.waits_for_hardening:
+            run_between_rounds(workspace, show=show, device=device)
+        coordinator.start(time.time())
+        with show("simulate") as progress:
+            while (row := ledger.open_round()) is not None:
+                _run_round(coordinator, federation, states, row, progress)
+    states.record_late()
 
 
 def _run_round(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -31,7 +32,12 @@ def new_directory(directory: Path) -> Iterator[Path]:
         yield draft
         for path in (*draft.rglob("*"), draft):
             _fsync(path)
-        draft.rename(directory)
+        try:
+            draft.rename(directory)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise ConfigError(f"another process has made {directory} in the meantime") from error
         _fsync(directory.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

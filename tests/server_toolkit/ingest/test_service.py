@@ -238,8 +238,8 @@ def test_a_killed_server_carries_on_in_its_round(fleet, serve, devices):
 
 def test_a_second_server_on_the_directory_is_refused(fleet, serve):
     serve()
-    text = run("serve", "--config", fleet.directory / "server.toml", code=1)
-    assert "another 'serve' is running" in text
+    text = run("serve", "--config", fleet.directory / "server.toml", code=3)
+    assert "another process ('serve' or 'simulate') runs the rounds" in text
 
 
 def test_the_server_does_not_load_torch(fleet, serve):

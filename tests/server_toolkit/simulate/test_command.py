@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -9,11 +10,13 @@ import pytest
 
 from edge_sdk.training.sources import load_npz
 from server_toolkit.config import load_config
-from server_toolkit.errors import LedgerError
+from server_toolkit.errors import ConfigError, LedgerError
 from server_toolkit.ledger import Ledger
 from server_toolkit.ledger.trajectories import verify
+from server_toolkit.locks import try_lock
 from server_toolkit.simulate import Federation
 from server_toolkit.simulate import run as simulation_run
+from server_toolkit.stages.new_run import new_directory
 from tests.server_toolkit.fleet import FakeDevice
 from tests.server_toolkit.simulate.command import in_process, simulate, start
 
@@ -279,8 +282,41 @@ def test_updates_of_other_devices_end_it_before_they_count(copy):
     assert ledger.latest_round() == 1
 
 
-def test_two_processes_do_not_write_one_ledger(copy):
-    from server_toolkit.locks import try_lock
+@pytest.mark.parametrize("name", ["serve.lock", "pipeline.lock"])
+def test_two_processes_do_not_write_one_fleet_directory(copy, name):
+    lock = try_lock(copy / name)
+    before = (copy / "server.toml").read_bytes()
+    text = simulate(copy, "--rounds", 2, *STATEFUL, code=LedgerError.exit_code)
+    assert f"in {copy}; nothing was changed. Wait until it has ended" in text
+    assert (copy / "server.toml").read_bytes() == before
+    os.close(lock)
+    simulate(copy, "--rounds", 2, *STATEFUL)
+    assert Ledger.open(copy).latest_round() == 2
 
-    assert try_lock(copy / "serve.lock") is not None
-    assert "another process" in simulate(copy, "--rounds", 2, *STATEFUL, code=LedgerError.exit_code)
+
+def test_a_simulation_holds_its_directory_until_it_ends(copy, monkeypatch):
+    held = []
+    original = simulation_run.Coordinator.on_tick
+
+    def look(self, now_s):
+        held.extend(try_lock(copy / name) is None for name in ("serve.lock", "pipeline.lock"))
+        return original(self, now_s)
+
+    monkeypatch.setattr(simulation_run.Coordinator, "on_tick", look)
+    simulate(copy, "--rounds", 2, *STATEFUL)
+    assert held
+    assert all(held)
+
+
+def test_of_two_processes_that_make_one_directory_one_is_told(tmp_path):
+    fleet = tmp_path / "fleet"
+
+    def make_both():
+        with new_directory(fleet):
+            fleet.mkdir()
+            (fleet / "server.toml").write_text("theirs")
+
+    with pytest.raises(ConfigError, match="in the meantime"):
+        make_both()
+    assert [path.name for path in tmp_path.iterdir()] == ["fleet"]
+    assert (fleet / "server.toml").read_text() == "theirs"
