@@ -64,7 +64,7 @@ def plan_benchmark(
         digest = digest_of(name, directory)
         sources[digest] = (name, directory)
         pool, partitions, remark = _server_sizes(preset, name, data.train.labels)
-        remarks += remark
+        remarks += ([data.remark] if data.remark else []) + remark
         chosen = epsilons_of(name, epsilons)
         described.append(
             {

@@ -24,7 +24,8 @@ TEST_BATCH = "test_batch.bin"
 def load_cifar10(directory: Path) -> tuple[Dataset, Dataset]:
     """Return training and test images, `(N, 3, 32, 32) uint8`, of a folder of batches.
 
-    Batches may be shorter than the official 10,000 records, and the last ones may be missing.
+    Batches may be shorter than the official 10,000 records, and the last ones may be missing; it
+    is the caller who tells what part of the data set that is.
     Raises `ConfigError` naming the file that is missing or damaged.
     """
     there = [name for name in TRAIN_BATCHES if (directory / name).exists()]

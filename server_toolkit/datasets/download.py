@@ -116,6 +116,8 @@ def fetch(files: Sequence[RemoteFile], directory: Path) -> None:
     for remote in files:
         if (directory / remote.name).exists():
             continue
+        if remote.name.endswith(".tar.gz"):
+            _refuse_to_overwrite(directory)
         with _checked(remote, directory) as path:
             if remote.name.endswith(".tar.gz"):
                 _unpack_batches(path, directory)
@@ -162,6 +164,15 @@ def _copy(remote: RemoteFile, file: BinaryIO) -> str:
         relation = "more" if copied > remote.size_bytes else f"{copied}"
         raise ConfigError(f"{remote.url} gave {relation} bytes, not {remote.size_bytes}")
     return digest.hexdigest()
+
+
+def _refuse_to_overwrite(directory: Path) -> None:
+    there = [name for name in BATCHES if (directory / name).exists()]
+    if there:
+        raise ConfigError(
+            f"{directory} holds {', '.join(there)} but not the other batches; they may be your "
+            "own, so nothing is fetched over them. Move them away or choose another --data"
+        )
 
 
 def _unpack_batches(archive: Path, directory: Path) -> None:

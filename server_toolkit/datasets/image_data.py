@@ -12,7 +12,7 @@ class ImageData:
     """Training and test images, `(N, C, H, W) uint8` each, of the same shape and classes.
 
     `mean` and `std` are those that are usual for the data set, a number a channel of the pixels in
-    [0, 1]; 0.5 and 0.25 where nothing is usual.
+    [0, 1]; 0.5 and 0.25 where nothing is usual. `remark` says what of a published set is missing.
     """
 
     name: str
@@ -20,3 +20,4 @@ class ImageData:
     test: Dataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    remark: str | None = None

@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 
 from server_toolkit.benchmark.data import split
+from server_toolkit.benchmark.presets import with_choices
+from server_toolkit.benchmark.robustness import plan_benchmark
 from server_toolkit.datasets import load_dataset
 from server_toolkit.errors import ConfigError
+from tests.server_toolkit.benchmark.made_up import tiny
+from tests.server_toolkit.datasets.test_cifar import records
 
 DIGITS = load_dataset("digits")
 
@@ -50,3 +54,10 @@ def test_a_seed_fixes_the_parts_and_another_changes_all():
 def test_a_server_that_would_take_a_whole_class_is_refused():
     with pytest.raises(ConfigError, match="leaves the devices none"):
         parts(server=1000)
+
+
+def test_a_part_of_a_published_set_is_told_on_the_page(tmp_path):
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (tmp_path / name).write_bytes(records([*range(10)] * 4))
+    plan = plan_benchmark(with_choices(tiny(), datasets=("cifar10",)), directory=tmp_path)
+    assert any("40 of 50,000 training" in remark for remark in plan.remarks)

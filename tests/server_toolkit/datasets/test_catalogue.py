@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_sdk.training.sources import load_digits
-from server_toolkit.datasets import load_dataset
+from server_toolkit.datasets import catalogue, load_dataset
 from server_toolkit.errors import ConfigError
 from tests.server_toolkit.datasets.test_cifar import records
 from tests.server_toolkit.datasets.test_idx import idx
@@ -47,6 +47,28 @@ def test_cifar10_is_found_where_it_is_usually_put(tmp_path, folder):
     (place / "data_batch_1.bin").write_bytes(records([1]))
     (place / "test_batch.bin").write_bytes(records([2]))
     assert load_dataset("cifar10", tmp_path).test.labels.tolist() == [2]
+
+
+def test_a_part_of_cifar10_is_taken_and_said_to_be_one(tmp_path, caplog):
+    for name in ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"):
+        (tmp_path / name).write_bytes(records([1, 2]))
+    found = load_dataset("cifar10", tmp_path)
+    assert len(found.train) == 4
+    assert found.remark == (
+        "cifar10: only a part of what is published, 4 of 50,000 training and 2 of 10,000 test "
+        "images; data_batch_3.bin, data_batch_4.bin, data_batch_5.bin are not there."
+    )
+    assert caplog.messages == [f"in {tmp_path}, {found.remark}"]
+
+
+def test_a_whole_published_set_and_one_that_is_not_published_are_not_remarked_on(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setitem(catalogue.PUBLISHED_IMAGES, "mnist", (4, 2))
+    write_idx(tmp_path, 1, packed=True)
+    assert load_dataset("mnist", tmp_path).remark is None
+    assert load_dataset("digits").remark is None
+    assert not caplog.messages
 
 
 def test_digits_are_the_enlarged_ones_each_in_one_part():

@@ -125,6 +125,16 @@ def test_an_archive_gives_its_batches_and_nothing_else(site, tmp_path, monkeypat
     assert load_dataset("cifar10", tmp_path / "data").train.labels.tolist() == [4]
 
 
+def test_a_part_of_cifar10_is_not_the_whole_and_is_not_overwritten(tmp_path):
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (folder / name).write_bytes(records([4]))
+    with pytest.raises(ConfigError, match=r"holds data_batch_1\.bin, test_batch\.bin but not"):
+        download_dataset("cifar10", tmp_path)
+    assert (folder / "data_batch_1.bin").read_bytes() == records([4])
+
+
 @pytest.mark.parametrize("name", ["digits", "folder:/somewhere"])
 def test_what_is_not_published_as_files_cannot_be_fetched(tmp_path, name):
     with pytest.raises(ConfigError, match="nothing to fetch"):
