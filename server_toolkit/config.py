@@ -184,9 +184,8 @@ class ScheduleSection(Section):
     attack_steps: int = Field(default=BetweenRounds.attack_steps, ge=1, le=1000)
     attack_step: float = Field(default=BetweenRounds.attack_step, ge=0, le=2)
     learning_rate: float = Field(default=BetweenRounds.learning_rate, ge=0, le=100)
-    mix_probability: float = Field(default=BetweenRounds.mix_probability, ge=0, le=1)
-    epsilon_at_once: float = Field(default=BetweenRounds.epsilon_at_once, ge=0, le=1)
-    full_epsilon_at: float = Field(default=BetweenRounds.full_epsilon_at, ge=0, le=1)
+    early_epsilon_factor: float = Field(default=BetweenRounds.early_epsilon_factor, ge=0, le=100)
+    early_epsilon_at_most: float = Field(default=BetweenRounds.early_epsilon_at_most, ge=0, le=1)
 
     @property
     def between(self) -> BetweenRounds:

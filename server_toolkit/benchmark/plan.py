@@ -209,8 +209,7 @@ class SubjectPlan:
                 first = first or len(rounds)
                 model = harden(model, end)
         assert model is not None
-        if self._recipe.harden_last:
-            model = harden(model, end_of_all)
+        model = harden(model, end_of_all)
         return Model(model, tuple(rounds), tuple(server))
 
     def _hardened_once(self, partition: str, epsilon: float, arm: Arm, size: int) -> Model:

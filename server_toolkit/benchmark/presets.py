@@ -118,7 +118,7 @@ SMALL = Preset(
     recipe=Recipe(
         distill=DistillConfig(images_per_class=20, iterations=150),
         distill_server_set=DistillConfig(
-            start="server_set+structured", images_per_class=20, iterations=150
+            start="server_blends", images_per_class=30, iterations=150
         ),
         schedule="recommended",
     ),
@@ -145,11 +145,11 @@ PAPER = Preset(
     recipe=Recipe(
         distill=DistillConfig(images_per_class=50, iterations=3000, batch_size=100),
         distill_server_set=DistillConfig(
-            start="server_set+structured", images_per_class=50, iterations=3000, batch_size=100
+            start="server_blends", images_per_class=50, iterations=3000, batch_size=100
         ),
         harden=HardenConfig(batch_size=128, attack_steps=10),
         schedule="recommended",
-        between=BetweenRounds(early_steps=200, late_steps=200),
+        between=BetweenRounds(early_steps=200, late_steps=400),
     ),
     judging=Judging(
         images=None, autoattack_images=1000, batch_size=1000, autoattack_batch_size=1000

@@ -29,7 +29,7 @@ class Recipe:
     `schedule` says before which rounds the server hardens, the same for every method and its
     control: "none" hardens once, behind the last round. Otherwise (see `Schedule`) every hardening
     has the settings of `between`, distillation reads what the fleet did since the first of them,
-    and the result is the aggregate of the last round, or with `harden_last` hardened once more.
+    and what the last round gave is hardened once more, with the settings of `harden` as they are.
     `start_images_per_class` are those of random shapes, for `noise_only` and until there is
     something distilled.
     """
@@ -44,7 +44,6 @@ class Recipe:
     schedule: Literal["none", "recommended"] | Schedule = "none"
     between: BetweenRounds = field(default_factory=BetweenRounds)
     start_images_per_class: int = 100
-    harden_last: bool = False
 
     def __post_init__(self) -> None:
         with_real = [
@@ -81,5 +80,4 @@ class Recipe:
             else self.schedule,
             "between": asdict(self.between),
             "start_images_per_class": self.start_images_per_class,
-            "harden_last": self.harden_last,
         }

@@ -45,7 +45,7 @@ max_update_norm = 0.0
 # test_set = "test.npz"
 
 [distill]                    # the defaults are the measured recipe of docs/robustness.md
-# start = "structured"       # "noise", "structured" (random shapes) or "server_set"
+# start = "structured"       # "noise", "structured" (random shapes), "server_set", "server_blends"
 # images_per_class = 10
 # iterations = 300
 # student_steps = 6
@@ -79,6 +79,6 @@ arm = "trajsyn_server_set"   # "trajsyn_noise" needs no image on the server
 [schedule]                   # hardening between rounds: nothing more to do for devices
 harden = "none"              # "recommended", or windows of your own (docs/operations.md)
 # early_steps = 80           # of each hardening in the first window
-# late_steps = 50            # later
+# late_steps = 150           # later
 # start_images_per_class = 100  # to harden on before there is a proxy set
 """

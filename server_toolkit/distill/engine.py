@@ -38,6 +38,7 @@ from server_toolkit.distill.label_start import last_points, smoothed_labels, tea
 from server_toolkit.distill.proxy_set import ProxySet
 from server_toolkit.distill.ranks import ALONE, Ranks
 from server_toolkit.distill.segments import Segment, Trajectories, list_segments
+from server_toolkit.distill.tones import in_tones_of
 from server_toolkit.distill.windows import choose_window
 from server_toolkit.errors import DistillationError
 
@@ -80,7 +81,8 @@ def distill(
     """Learn images, soft labels and a step size that make a student follow the trajectories.
 
     Each iteration matches random segments (Cazenavette et al. 2022) with the exact gradient of
-    `match_gradient` and takes an Adam step. With `checkpoint`, a run that was killed resumes from
+    `match_gradient` and takes an Adam step. The finished images get back the mean and deviation of
+    those that they started from. With `checkpoint`, a run that was killed resumes from
     that file and ends with bit-identical images on the same machine; the file stays when the run
     is done. While it runs the process keeps freed memory (`freed_memory_kept`). `ledger_id` is only
     recorded. Several `ranks` share the segments of an iteration, all
@@ -108,6 +110,10 @@ def distill(
     if checkpoint:
         load_state(checkpoint, state, fingerprint)
 
+    def finished() -> Images:
+        made = current_images(state, run)
+        return in_tones_of(start, made) if state.iteration else made
+
     while state.iteration < config.iterations:
         began_s = time.monotonic()
         matches, norms = iterate(state, run)
@@ -126,11 +132,7 @@ def distill(
                     rate_scale=state.rate_scale,
                     event=event,
                     seconds=time.monotonic() - began_s,
-                    snapshot=lambda: (
-                        current_images(state, run),
-                        current_labels(state),
-                        hard_labels,
-                    ),
+                    snapshot=lambda: (finished(), current_labels(state), hard_labels),
                 )
             )
         if (
@@ -141,7 +143,7 @@ def distill(
             save_state(checkpoint, state, fingerprint)
 
     return ProxySet(
-        images=current_images(state, run),
+        images=finished(),
         labels=current_labels(state),
         hard_labels=hard_labels,
         step_size=state.values["log_step"].exp().item(),

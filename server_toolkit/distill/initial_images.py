@@ -16,6 +16,8 @@ from server_toolkit.robust.augment import shift
 
 Images = npt.NDArray[np.float32]
 
+BLENDS_MOVE_PIXELS = 3
+
 
 @dataclass(frozen=True)
 class ServerSet:
@@ -45,10 +47,10 @@ def initial_images(
 
     `noise` is uniform in every pixel; `structured` are random shapes in the tones of the data (see
     `random_shapes`); `server_set` takes that many images of each class, and where there are fewer,
-    repeats them moved by a pixel. Kinds joined by
-    "+" share each class's images evenly, the first kinds taking what is left over. Sorted by class.
-    Raises `DistillationError` for a server set that is missing or lacks a class, `ConfigError` for
-    an unknown start.
+    repeats them moved by a pixel; `server_blends` blends two images of the class, each moved.
+    Kinds joined by "+" share each class's images evenly, the first kinds taking what is left over.
+    Sorted by class. Raises `DistillationError` for a server set that is missing or lacks a class,
+    `ConfigError` for an unknown start.
     """
     generator = np.random.default_rng(seed)
     kinds = start_kinds(start)
@@ -86,19 +88,43 @@ def _of_kind(
         raise DistillationError(
             f"server set: images are {server_set.images.shape[1:]}, the network takes {shape[1:]}"
         )
+    of_class = _blends if kind == "server_blends" else _copies
     return np.concatenate(
-        [_of_class(server_set, label, images_per_class, generator) for label in range(spec.classes)]
+        [
+            of_class(_own(server_set, label), images_per_class, generator)
+            for label in range(spec.classes)
+        ]
     )
 
 
-def _of_class(server_set: ServerSet, label: int, count: int, rng: np.random.Generator) -> Images:
-    """Return `count` images of one class, every one once before any is repeated."""
-    own = server_set.images[server_set.labels == label]
+def _own(server_set: ServerSet, label: int) -> Images:
+    own: Images = server_set.images[server_set.labels == label]
     if len(own) == 0:
         raise DistillationError(f"the server set has no image of class {label}; add some")
+    return own
+
+
+def _copies(own: Images, count: int, rng: np.random.Generator) -> Images:
+    """Return `count` images of one class, every one once before any is repeated."""
     order = np.concatenate([rng.permutation(len(own)) for _ in range(-(-count // len(own)))])
-    picked = torch.from_numpy(own[order[:count]])
+    picked = own[order[:count]]
+    copies: Images = np.concatenate([picked[: len(own)], _moved(picked[len(own) :], 1, rng)])
+    return copies
+
+
+def _blends(own: Images, count: int, rng: np.random.Generator) -> Images:
+    """Return `count` blends of two images of one class, the first at least as visible."""
+    first, second = (
+        _moved(own[rng.integers(len(own), size=count)], BLENDS_MOVE_PIXELS, rng) for _ in range(2)
+    )
+    share = rng.uniform(0.5, 1, (count, 1, 1, 1)).astype(np.float32)
+    blended: Images = share * first + (1 - share) * second
+    return blended
+
+
+def _moved(images: Images, pixels: int, rng: np.random.Generator) -> Images:
     torch_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    moved = shift(picked[len(own) :], max_pixels=1, generator=torch_rng, fill="edge")
-    result: Images = torch.cat([picked[: len(own)], moved]).numpy()
-    return result
+    moved: Images = shift(
+        torch.from_numpy(images), max_pixels=pixels, generator=torch_rng, fill="edge"
+    ).numpy()
+    return moved

@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 
 from server_toolkit.errors import ConfigError
 
-StartKind = Literal["noise", "structured", "server_set"]
+StartKind = Literal["noise", "structured", "server_set", "server_blends"]
 
 
 def start_kinds(start: str) -> tuple[StartKind, ...]:
@@ -25,4 +25,4 @@ def start_kinds(start: str) -> tuple[StartKind, ...]:
 
 def needs_server_set(start: str) -> bool:
     """Say whether a start takes real images."""
-    return "server_set" in start_kinds(start)
+    return not {"server_set", "server_blends"}.isdisjoint(start_kinds(start))

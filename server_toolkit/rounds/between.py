@@ -13,28 +13,27 @@ if TYPE_CHECKING:  # needs torch, which a server that waits for devices does not
 
     Config = TypeVar("Config", bound=HardenConfig)
 
-SYNTHETIC_WORTH = 4  # real images a class
+SYNTHETIC_WORTH = 10  # real images a class
 
 
 @dataclass(frozen=True, kw_only=True)
 class BetweenRounds:
     """What replaces the settings of hardening there; defaults as in docs/robustness.md.
 
-    `early_steps` are those of each hardening in the first window, `late_steps` in later ones and
-    behind the last round. The attack is weaker than that of one long hardening and no images are
-    blended: the devices' rounds regularise. An ε above `epsilon_at_once` begins there, since a
-    model that is not robust learns nothing from larger attacks, and grows in proportion to the
-    rounds up to its full value when the share `full_epsilon_at` of them is done.
+    `early_steps` are those of each hardening in the first window, `late_steps` of later ones. The
+    attack has fewer and larger steps than that of one long hardening. In the first window ε is
+    multiplied by `early_epsilon_factor` and at most `early_epsilon_at_most`: images distilled from
+    the path of a model that withstands more are better, while a model that withstands nothing yet
+    learns nothing from the largest attacks. Behind the last round all settings stand as they are.
     """
 
     early_steps: int = 80
-    late_steps: int = 50
+    late_steps: int = 150
     attack_steps: int = 3
     attack_step: float = 0.5
     learning_rate: float = 0.02
-    mix_probability: float = 0.0
-    epsilon_at_once: float = 0.1
-    full_epsilon_at: float = 0.6
+    early_epsilon_factor: float = 2.0
+    early_epsilon_at_most: float = 0.2
 
     def config(
         self,
@@ -50,31 +49,29 @@ class BetweenRounds:
         With `real_per_class` real images beside synthetic ones, and no `real_share` in `base`, the
         batches hold `real_share(real_per_class)` of them. Every round draws with a seed of its own.
         """
-        early = bool(schedule.harden) and number < schedule.harden[0][1]
         share = base.real_share
         if share is None and real_per_class:
             share = real_share(real_per_class)
+        config = dataclasses.replace(base, real_share=share, seed=base.seed + number)
+        if number >= rounds:
+            return config
+        early = bool(schedule.harden) and number < schedule.harden[0][1]
         return dataclasses.replace(
-            base,
+            config,
             steps=self.early_steps if early else self.late_steps,
             attack_steps=self.attack_steps,
             attack_step=self.attack_step,
             learning_rate=self.learning_rate,
-            mix_probability=self.mix_probability,
-            epsilon=self.epsilon_before(number, rounds=rounds, full=base.epsilon),
-            real_share=share,
-            seed=base.seed + number,
+            epsilon=self.early_epsilon(base.epsilon) if early else base.epsilon,
         )
 
-    def epsilon_before(self, number: int, *, rounds: int, full: float) -> float:
-        """Return the attack size that is trained with before round `number`."""
-        growing = self.full_epsilon_at * rounds
-        share = 1.0 if number + 1 >= growing else (number + 1) / growing
-        return min(full, max(self.epsilon_at_once, share * full))
+    def early_epsilon(self, full: float) -> float:
+        """Return the attack size that is trained with in the first window."""
+        return min(self.early_epsilon_factor * full, self.early_epsilon_at_most)
 
 
 def real_share(images_per_class: float) -> float:
-    """Return the share of real images in a batch: a fifth with 1 a class, 0.71 with 10.
+    """Return the share of real images in a batch: half with 10 a class, a tenth with 1.
 
     Real images overfit where they are few and are the better ones where they are many; a synthetic
     set counts as `SYNTHETIC_WORTH` of them a class.

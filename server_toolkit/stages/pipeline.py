@@ -98,7 +98,7 @@ def run_between_rounds(
 
 
 def _last_settings(workspace: Workspace) -> HardenSettings:
-    """Return how the pipeline hardens: with a schedule as in its last window."""
+    """Return how the pipeline hardens: as [harden] says, with a schedule's share of real images."""
     if not workspace.config.hardening.distil:
         return harden_settings(workspace)
     return scheduled_settings(workspace, workspace.ledger.latest_round())
@@ -143,8 +143,8 @@ def _scheduled_proxy(
         last_round=0,
         rounds_ahead=1,  # no segment crosses a hardening, and there is one before every round
     )
-    if arm == WITH_SERVER_SET and settings.images_per_class > 1:
-        settings = dataclasses.replace(settings, start="server_set+structured")
+    if arm == WITH_SERVER_SET:
+        settings = dataclasses.replace(settings, start="server_blends")
     made: str | None = None
     for index, distilled in enumerate(t for t in schedule.distil if t <= number):
         earlier, made = made, workspace.config.hardened_name(distilled)

@@ -49,9 +49,8 @@ def test_arms_that_differ_in_the_servers_work_share_one_federated_run():
     assert len({tuple(keys) for keys in runs.values()}) == 1
 
 
-@pytest.mark.parametrize("harden_last", [False, True])
-def test_a_schedule_gives_all_arms_the_same_rounds(harden_last):
-    preset = scheduled(harden_last=harden_last)
+def test_a_schedule_gives_all_arms_the_same_rounds_and_hardens_once_more():
+    preset = scheduled()
     own = by_arm(preset)
     del own["server_at_real"]
     for name, cell in own.items():
@@ -65,10 +64,10 @@ def test_a_schedule_gives_all_arms_the_same_rounds(harden_last):
             assert not hardenings
             continue
         before = [p.inputs["start"].settings["rounds"][1] for p in hardenings]
-        assert before == [1, 2, 4] + ([6] if harden_last else [])
-        assert [p.settings["config"]["steps"] for p in hardenings] == [7, 7, 5, 5][: len(before)]
-    kind = "harden" if harden_last else "federate"
-    assert own["trajsyn_noise"].evaluation.inputs["model"].kind == kind
+        assert before == [1, 2, 4, 6]
+        last = preset.recipe.harden.steps
+        assert [p.settings["config"]["steps"] for p in hardenings] == [7, 7, 5, last]
+        assert cell.evaluation.inputs["model"].key == hardenings[-1].key
 
 
 def test_a_method_and_its_control_harden_alike():
@@ -95,7 +94,7 @@ def test_without_real_images_all_is_the_same_until_something_is_distilled():
 
 def test_real_images_are_alone_in_the_control_and_have_their_share_in_the_method():
     own = by_arm(scheduled())
-    for name, share, images in (("server_set_only", None, 0), ("trajsyn_server_set", 1 / 3, 1)):
+    for name, share, images in (("server_set_only", None, 0), ("trajsyn_server_set", 1 / 6, 1)):
         first, *_ = (p for p in own[name].server if p.kind == "harden")
         assert first.settings["server_images"] == 2
         assert first.settings["config"]["real_share"] == (share and pytest.approx(share))

@@ -114,7 +114,8 @@ def test_server_set_start_stays_near_the_real_images(trajectories):
     config = DistillConfig(**{**FAST, "iterations": 1}, start="server_set")
     proxy = distill(trajectories, SPEC, config=config, server_set=real)
     nearest = [np.abs(real.images - image).max(axis=(1, 2, 3)).min() for image in proxy.images]
-    assert max(nearest) <= config.image_learning_rate + 1e-6
+    # One Adam step, and the curve that sets the tones back.
+    assert max(nearest) <= 1.2 * config.image_learning_rate
 
 
 def test_without_iterations_the_set_is_its_start(trajectories):

@@ -61,3 +61,19 @@ def test_server_set_that_does_not_serve_is_refused():
         start_from(ServerSet(np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, np.int64)))
     with pytest.raises(ConfigError, match=r"\[0, 1\]"):
         ServerSet(np.full((1, 2, 8, 8), 255, np.float32), np.zeros(1, np.int64))
+
+
+def test_server_blends_mix_two_moved_images_of_the_class_and_of_no_other():
+    flat = np.array([[0.2, 0.6], [0.9, 1.0], [0.0, 0.1]], np.float32)  # grey values by class
+    pixels = np.ones((6, 2, 8, 8), np.float32) * flat.reshape(6, 1, 1, 1)
+    own = ServerSet(pixels, np.repeat(np.arange(3), 2))
+    images, labels = initial_images(
+        "server_blends", SPEC, images_per_class=50, seed=0, server_set=own
+    )
+    for label, (low, high) in enumerate(flat):
+        values = images[labels == label].reshape(50, -1)
+        assert (values.std(axis=1) < 1e-6).all()  # moved with their own edge, never with black
+        assert values.min() >= low - 1e-6
+        assert values.max() <= high + 1e-6
+        between = (values[:, 0] > low + 0.01) & (values[:, 0] < high - 0.01)
+        assert between.sum() >= 10

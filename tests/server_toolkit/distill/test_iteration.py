@@ -154,8 +154,10 @@ def test_images_made_from_parameters_are_learned_too(trajectories, kind):
     )
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     if kind == "low_resolution":
-        # Enlarged bilinearly by 2: no pixel differs much from the mean of its neighbours.
-        assert np.abs(np.diff(proxy.images, n=2, axis=3)).max() < 0.5
+        # Enlarged bilinearly by 2, a pixel is near the mean of its neighbours; of noise, the second
+        # difference deviates by √6 times as much as the pixels.
+        second = np.diff(proxy.images, n=2, axis=3)
+        assert second.std() < 0.5 * np.sqrt(6) * proxy.images.std()
 
 
 def test_teacher_labels_are_the_mean_probabilities_of_the_last_points(trajectories):
