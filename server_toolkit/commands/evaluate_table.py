@@ -58,7 +58,12 @@ def show_assessment(result: Result) -> None:
     """Print a table for each attack size, then the flags and what to conclude."""
     from rich.console import Console
 
-    from server_toolkit.report.robustness_words import comparison_sentence, conclusion, finding
+    from server_toolkit.report.robustness_words import (
+        comparison_sentence,
+        conclusion,
+        finding,
+        missing_attacks,
+    )
 
     console = Console()
     for index in range(len(result.settings.epsilons)):
@@ -80,6 +85,8 @@ def show_assessment(result: Result) -> None:
             console.print(line, style=style, markup=False, soft_wrap=True)
         if model.assessment.source != "white_box":
             console.print(model.assessment.how, markup=False, soft_wrap=True)
+    if missing := missing_attacks(result.models):
+        console.print(f"\n{missing}", style="yellow", markup=False, soft_wrap=True)
     for comparison in result.comparisons:
         console.print(comparison_sentence(comparison), markup=False, soft_wrap=True)
 

@@ -23,6 +23,7 @@ from server_toolkit.report.robustness_words import (
     comparison_sentence,
     conclusion,
     finding,
+    missing_attacks,
     weakest,
 )
 from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall
@@ -61,6 +62,7 @@ most ε = {sizes} ({_norm(result)}, pixels in [0, 1]). Ranges are 95 % intervals
 <section><h2>What to conclude</h2>
 <p class="soft">The edge says how far the numbers can be relied on, not how good the model is: blue,
 no reason to doubt them; yellow, with caution; orange, not yet.</p>
+{_missing_attacks(result)}
 {"".join(_verdict(model) for model in result.models)}
 {_comparisons(result)}</section>
 {"".join(_table(result, index) for index in range(len(result.settings.epsilons)))}
@@ -82,6 +84,11 @@ def _norm(result: Result) -> str:
 def _warning(result: Result) -> str:
     text = result.judge.warning
     return f'<div class="card verdict doubt">{escaped(text)}</div>' if text else ""
+
+
+def _missing_attacks(result: Result) -> str:
+    text = missing_attacks(result.models)
+    return f'<div class="card verdict caution">{escaped(text)}</div>' if text else ""
 
 
 def _verdict(model: Assessed) -> str:

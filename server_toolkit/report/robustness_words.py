@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall, worst_class
+from server_toolkit.robust.evaluation.assess import Assessment
 from server_toolkit.robust.evaluation.compare import Gain
 from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
+from server_toolkit.robust.evaluation.plan import is_standard
 from server_toolkit.stages.assess import Assessed, Comparison
 
 ATTACKS = {
@@ -33,6 +37,7 @@ ATTACKS = {
         "APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left. The usual standard.",
     ),
 }
+_STRONG_PARTS = {"apgd_dlr", "apgd_t", "fab_t"}
 SOURCES = {
     "none": "",
     "white_box": "",
@@ -94,7 +99,7 @@ def conclusion(model: Assessed) -> str:
             f"Do not decide on these numbers: {reasons} that the true accuracy under "
             "attack is lower, or that it was not measured at all. Remove the cause and judge again."
         )
-    ran = {outcome.attack for j in assessment.judgements for outcome in j.outcomes}
+    ran = _attacks_of(assessment)
     if assessment.source == "scores":
         return "A loose upper bound: only Square was possible. Good enough to reject a model."
     if assessment.source == "transfer":
@@ -102,16 +107,38 @@ def conclusion(model: Assessed) -> str:
             "No reason to doubt these numbers was found, but they are upper bounds: an attacker "
             "who rebuilds the gradients of this file may do better."
         )
-    if "autoattack" not in ran:
-        return (
-            "No reason to doubt these numbers was found, but only weak attacks were tried: expect "
-            "less under AutoAttack, and judge with --attacks standard before a release."
-        )
+    if not is_standard(ran):
+        return "No reason to doubt these numbers was found, within what was tried."
     return (
         "No reason to doubt these numbers was found: the attacks were the usual standard, in full "
         "knowledge of the model. They say nothing about larger changes or other kinds, such as "
         "rotation or patches."
     )
+
+
+def missing_attacks(models: Sequence[Assessed]) -> str | None:
+    """Say once for all models if they were attacked with less than the usual standard.
+
+    Only of models whose numbers could be relied on otherwise, and whose gradients were followed:
+    the others are told more.
+    """
+    for model in models:
+        assessment = model.assessment
+        ran = _attacks_of(assessment)
+        doubted = any(flag.level == "doubt" for flag in assessment.flags)
+        if assessment.source != "white_box" or doubted or is_standard(ran):
+            continue
+        what = "a part of AutoAttack was" if ran & _STRONG_PARTS else "weak attacks were"
+        names = ", ".join(title for attack, (title, _) in ATTACKS.items() if attack in ran)
+        return (
+            f"Only {what} tried ({names}): expect less under AutoAttack, and judge with --attacks "
+            "standard before a release."
+        )
+    return None
+
+
+def _attacks_of(assessment: Assessment) -> set[str]:
+    return {o.attack for j in assessment.judgements for o in j.outcomes} - {CLEAN}
 
 
 def comparison_sentence(c: Comparison) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from server_toolkit.robust.evaluation.accuracy import Mask, by_class, overall
 from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
+from server_toolkit.robust.evaluation.plan import is_standard
 from server_toolkit.robust.evaluation.probes import LONG_STEPS, RESTARTS, Probes
 
 Level = Literal["doubt", "caution"]
@@ -120,7 +121,7 @@ def _gradients(e: Evidence) -> Iterator[Flag]:
     p, g = e.probes, e.probes.gradients
     if g is None:
         return
-    strong = any(o.attack == "autoattack" for o in e.judgements[0].outcomes)
+    strong = is_standard({o.attack for o in e.judgements[0].outcomes})
     if g.zero_margin > SLACK:
         yield Flag(
             "zero_gradients",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from server_toolkit.errors import ConfigError
@@ -17,6 +17,8 @@ PRESETS: dict[Norm, dict[str, tuple[str, ...]]] = {
 }
 ONLY_LINF = ("fgsm", "pgd", "cw_linf")
 ATTACKS = (*ONLY_LINF, "cw_l2", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "autoattack")
+
+AUTOATTACK_PARTS = frozenset(("apgd_ce", "apgd_t", "fab_t", "square"))
 
 # Images made on one model and tried on another should go deep into the ball. Those of a
 # minimum-norm attack, and of AutoAttack, which leaves an image alone once it is broken, lie at the
@@ -62,6 +64,11 @@ def parse_attacks(text: str, norm: Norm) -> tuple[str, ...]:
         if norm != "linf" and name in ONLY_LINF:
             raise ConfigError(f"{name} attacks in the l∞ ball; with l2 use apgd_ce or standard")
     return names
+
+
+def is_standard(attacks: Collection[str]) -> bool:
+    """Say whether these are at least AutoAttack: itself, or each of its parts on all images."""
+    return "autoattack" in attacks or set(attacks) >= AUTOATTACK_PARTS
 
 
 def plan(

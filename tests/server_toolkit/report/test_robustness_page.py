@@ -7,7 +7,12 @@ import pytest
 
 from models import ModelSpec
 from server_toolkit.report.robustness_page import render_robustness_page
-from server_toolkit.report.robustness_words import comparison_sentence, conclusion, finding
+from server_toolkit.report.robustness_words import (
+    comparison_sentence,
+    conclusion,
+    finding,
+    missing_attacks,
+)
 from server_toolkit.robust.evaluation.assess import AssessSettings
 from server_toolkit.stages.assess import assess_subject, summarise
 from server_toolkit.stages.evaluate import Judge
@@ -88,13 +93,36 @@ def test_a_doubt_comes_before_any_number(tmp_path):
     assert 'class="card verdict doubt"' in text
 
 
+STANDARD = "the usual standard"
+WEAK = "Only weak attacks were tried (FGSM, PGD): expect less under AutoAttack"
+
+
 @pytest.mark.parametrize(
     ("attacks", "sentence"),
-    [("quick", "only weak attacks were tried"), ("autoattack", "the usual standard")],
+    [
+        ("quick", WEAK),
+        ("autoattack", STANDARD),
+        ("apgd_ce,apgd_t,fab_t,square", STANDARD),  # AutoAttack by its parts
+        ("pgd,apgd_t", "Only a part of AutoAttack was tried (PGD, APGD-T)"),
+    ],
 )
 def test_the_conclusion_depends_on_what_was_tried(tmp_path, attacks, sentence):
     _, model = assessed(tmp_path, threshold_model(), attacks=attacks)
-    assert sentence in conclusion(model)
+    missing = missing_attacks([model])
+    assert (missing is None) == (sentence == STANDARD)
+    assert sentence in f"{conclusion(model)} {missing}"
+
+
+def test_weak_attacks_are_told_once_for_all_models(tmp_path):
+    settings, first = assessed(tmp_path, threshold_model(), name="first")
+    _, second = assessed(tmp_path, threshold_model(), name="second")
+    assert page(settings, first, second).count(WEAK) == 1
+
+
+def test_weak_attacks_are_not_told_where_the_page_says_worse(tmp_path):
+    settings, doubted = assessed(tmp_path, flat(threshold_model()))
+    _, alone = assessed(tmp_path, lambda x: threshold_model()(x).detach(), kind="onnx_int8")
+    assert "Only weak" not in page(settings, doubted, alone)
 
 
 def test_an_upper_bound_is_called_one(tmp_path):
