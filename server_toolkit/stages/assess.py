@@ -175,7 +175,10 @@ def assess_subject(
     progress: Progress,
     device: str = "cpu",
 ) -> Assessed:
-    """Attack one subject, carrying on with what is kept in `keep`; raises `ConfigError`."""
+    """Attack one subject, carrying on with what is kept in `keep`; raises `ConfigError`.
+
+    `progress` is told of thousandths of the work, by passes through the model.
+    """
     lender = subject.surrogate
     parts = (
         _identity(subject), "" if lender is None else _identity(lender),
@@ -191,7 +194,7 @@ def assess_subject(
         trained_epsilon=subject.trained_epsilon,
         device=device,
         keeper=KeptBatches(keep, " ".join(parts)),
-        progress=progress,
+        progress=lambda done, total, text: progress(1000 * done // max(total, 1), 1000, text),
     )
     return Assessed(subject=subject, assessment=assessment)
 

@@ -11,6 +11,7 @@ import torch
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks.model import Model
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask, overall
+from server_toolkit.robust.evaluation.cost import attack_passes
 from server_toolkit.robust.evaluation.crafting import AttackSettings
 from server_toolkit.robust.evaluation.flags import Evidence, Flag, find_flags
 from server_toolkit.robust.evaluation.judge import (
@@ -131,11 +132,15 @@ def assess(
     )
     runs = [(planned, epsilon) for epsilon in settings.epsilons]
     runs += [((walk,), epsilon) for epsilon in settings.curve]
+    classes = answers(model, images[:1], 1, device).shape[1]
+    costs = [
+        sum(attack_passes(entry.attack, sizes, classes=classes) for entry in attacks)
+        for attacks, _ in runs
+    ]
     results = []
     for index, (attacks, epsilon) in enumerate(runs):
         at_size = replace(sizes, epsilon=epsilon)
-        counts = [len(some) for some, _ in runs]
-        told = _part_of(progress, sum(counts[:index]), counts[index], sum(counts))
+        told = _part_of(progress, sum(costs[:index]), costs[index], sum(costs))
         results.append(
             run_planned(attacks, model, images, labels, settings=at_size, progress=told, **shared)
         )
@@ -177,12 +182,12 @@ def assess(
 
 
 def _part_of(progress: Progress | None, before: int, here: int, whole: int) -> Progress | None:
-    """Tell of a run of `here` attacks as a part of `whole`, of which `before` were done."""
+    """Tell of a run of `here` passes an image as a part of `whole`, of which `before` were done."""
     if progress is None:
         return None
 
     def told(done: int, total: int, text: str) -> None:
-        images = total // here  # the same in every attack: those with the right clean answer
+        images = total // here  # the same in every run: those with the right clean answer
         progress(before * images + done, whole * images, text)
 
     return told

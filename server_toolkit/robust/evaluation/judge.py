@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +17,17 @@ from models.fast_pooling import use_fast_pooling
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask
+from server_toolkit.robust.evaluation.cost import attack_passes, autoattack_passes
 from server_toolkit.robust.evaluation.crafting import AttackSettings, PartProgress, craft
 from server_toolkit.robust.evaluation.judgement import CLEAN, Example, Judgement, Norm, Outcome
 from server_toolkit.robust.evaluation.plan import Planned, parse_attacks, plan
 
 Images = npt.NDArray[np.float32]
 Progress = Callable[[int, int, str], None]
-"""Called with the images attacked, their total over all attacks, and a short text."""
+"""Called with the passes through the model done, their total, and a short text.
+
+Images that fall early are counted as if they had cost as much as those that stand.
+"""
 Kept = dict[str, npt.NDArray[np.generic]]
 
 EXAMPLES_PER_CLASS = 2  # of every batch, kept to look at
@@ -113,8 +118,9 @@ def run_planned(
     right = logits.argmax(1).numpy() == labels
     indices = np.flatnonzero(right)
     outcomes = [Outcome(attack=CLEAN, source="none", correct=right)]
-    total, done = len(indices) * len(planned), 0
-    for entry in planned:
+    costs = [attack_passes(entry.attack, settings, classes=classes) for entry in planned]
+    total, done = len(indices) * sum(costs), 0
+    for entry, cost in zip(planned, costs, strict=True):
         crafting = surrogate if entry.source == "transfer" and surrogate is not None else model
         parts: list[tuple[npt.NDArray[np.intp], Kept]] = []
         for start in range(0, len(indices), batch_size):
@@ -125,12 +131,14 @@ def run_planned(
                 kept = _attack(
                     entry.attack, crafting, model, x[chosen].to(device), y[chosen].to(device),
                     settings, seed=_batch_seed(seed, entry, start),
-                    progress=_parts(progress, done, total, entry, settings),
+                    progress=_parts(
+                        progress, done, total, len(chosen), entry, settings, classes=classes
+                    ),
                 )  # fmt: skip
                 if keeper is not None:
                     keeper.store(key, kept)
             parts.append((chosen, kept))
-            done += len(chosen)
+            done += len(chosen) * cost
             if progress is not None:
                 progress(done, total, f"{entry.attack} at ε = {settings.epsilon:g}")
         outcomes.append(_outcome(entry, settings, right, parts))
@@ -198,14 +206,28 @@ def _batch_seed(seed: int, entry: Planned, start: int) -> int:
 
 
 def _parts(
-    progress: Progress | None, done: int, total: int, entry: Planned, settings: AttackSettings
+    progress: Progress | None,
+    done: int,
+    total: int,
+    count: int,
+    entry: Planned,
+    settings: AttackSettings,
+    *,
+    classes: int,
 ) -> PartProgress | None:
-    """Tell of the parts of AutoAttack, which can take long."""
+    """Tell of the parts of AutoAttack, which can take long, for a batch of `count` images."""
     if progress is None:
         return None
-    return lambda part, left: progress(
-        done, total, f"{entry.attack} at ε = {settings.epsilon:g}: {left} stand after {part}"
-    )
+    costs = autoattack_passes(settings, classes=classes)
+    whole = attack_passes(entry.attack, settings, classes=classes)
+    behind = dict(zip(costs, accumulate(costs.values()), strict=True))
+
+    def told(part: str, left: int) -> None:
+        spent = left * behind[part] + (count - left) * whole
+        text = f"{entry.attack} at ε = {settings.epsilon:g}: {left} stand after {part}"
+        progress(done + spent, total, text)
+
+    return told
 
 
 def _attack(

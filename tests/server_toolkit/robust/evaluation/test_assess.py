@@ -15,8 +15,10 @@ def test_progress_runs_through_all_attacks_and_sizes_once():
     seen = []
     settings = AssessSettings(epsilons=(0.1, 0.2), curve=(0.05, 0.3), batch_size=10)
     assess(threshold_model(), IMAGES, LABELS, settings, progress=lambda *step: seen.append(step))
-    assert [done for done, _, _ in seen] == list(range(10, 121, 10))
-    assert {total for _, total, _ in seen} == {6 * len(LABELS)}
+    batches = len(LABELS) // 10
+    passes = [*[3] * batches, *[41] * batches] * 2 + [41] * batches * 2  # fgsm, pgd; the curve
+    assert [done for done, _, _ in seen] == np.cumsum(10 * np.array(passes)).tolist()
+    assert {total for _, total, _ in seen} == {10 * sum(passes)}
 
 
 def test_the_curve_is_what_pgd_leaves_at_each_size():

@@ -69,7 +69,29 @@ def test_progress_ends_at_the_total():
         threshold_model(), IMAGES, LABELS, epsilon=0.1, batch_size=4,
         progress=lambda *step: seen.append(step[:2]),
     )  # fmt: skip
-    assert seen == [(4, 12), (6, 12), (10, 12), (12, 12)]
+    fgsm, pgd = 3, 41  # passes an image: 1 or 20 gradients of 2 each, and an answer
+    whole = 6 * (fgsm + pgd)
+    assert seen == [
+        (4 * fgsm, whole), (6 * fgsm, whole), (6 * fgsm + 4 * pgd, whole), (whole, whole)
+    ]  # fmt: skip
+
+
+def test_progress_tells_of_autoattacks_parts_by_their_cost():
+    seen = []
+    judge(
+        threshold_model(), IMAGES, LABELS, epsilon=0.1, attacks="autoattack", square_queries=50,
+        progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    left, standing = [], 6
+    for done, total, text in seen[:-1]:
+        standing = int(text.partition(": ")[2].split()[0])
+        left.append(standing)
+        behind = {"apgd-ce": 200, "apgd-t": 400, "fab-t": 700, "square": 750}[text.split()[-1]]
+        assert total == 6 * 751
+        assert done == standing * behind + (6 - standing) * 751
+    assert len(left) == 4
+    assert 0 < standing < 6
+    assert seen[-1][:2] == (6 * 751, 6 * 751)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,11 @@ class Counting:
 
 
 def stop_after(batches):
+    told = []
+
     def progress(done, total, text):
-        if done >= 4 * batches:
+        told.append(done)
+        if len(told) == batches:
             raise InterruptedEvaluationError
 
     return progress
