@@ -7,25 +7,28 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_sdk.training import Dataset
 from models import ModelSpec, layout_of
 from models.fast_pooling import use_fast_pooling
 from models.layout import Flat
-from models.networks import Network, build_model, flat_parameters, load_flat
+from models.networks import build_model, flat_parameters, load_flat
 from server_toolkit.errors import ConfigError, HardeningError
 from server_toolkit.robust.harden_averaging import WeightAverage
 from server_toolkit.robust.harden_batches import Batches
 from server_toolkit.robust.harden_config import HardenConfig, LabelSource
+from server_toolkit.robust.harden_engine import native_programs
 from server_toolkit.robust.harden_labels import Labels, Teachers, as_probabilities
 from server_toolkit.robust.harden_loop import train
 from server_toolkit.robust.harden_selection import ATTACK_STEPS, Selection, split
 from server_toolkit.robust.harden_state import HardenProgress, TrainingState
+from server_toolkit.robust.native_network import NativeNetwork, Programs
 from server_toolkit.robust.objectives import make_objective
 from server_toolkit.robust.objectives.inner import Ascent, cached_images
 
@@ -76,14 +79,17 @@ def harden(
         own_labels = _probabilities(spec, real.images, real.labels, config)
         decisive += [real.images, own_labels.numpy()]
         own = (torch.from_numpy(real.images).to(device), own_labels.to(device))
-    fingerprint = _fingerprint(config, spec, *decisive)
+    programs = native_programs(spec, config, device)
+    fingerprint = _fingerprint(config, spec, programs, *decisive)
 
-    # A GPU takes a batch whole; a CPU is faster with what its cache holds.
-    chunk = cached_images(spec) if torch.device(device).type == "cpu" else None
+    # A GPU takes a batch whole, and programs divide it themselves; torch on a CPU is faster with
+    # what the cache holds.
+    in_parts = programs is None and torch.device(device).type == "cpu"
+    chunk = cached_images(spec) if in_parts else None
     pixels, given = torch.from_numpy(images).to(device), given.to(device)
     teachers = None
     if config.label_source in ("teacher", "ensemble"):
-        networks = [_network(spec, guide, device) for guide in guides]
+        networks = [_network(spec, guide, device, programs) for guide in guides]
         teachers = Teachers(networks, config.teacher_temperature)
     trained_on, held_out = split(len(images), config)
     batches = Batches(pixels[trained_on], given[trained_on], own, config)
@@ -96,7 +102,7 @@ def harden(
     first = start
     if config.start == "scratch":
         first = flat_parameters(build_model(spec, seed=config.seed))
-    network = _network(spec, first, device)
+    network = _network(spec, first, device, programs)
     state = TrainingState(
         network=network,
         velocity=[torch.zeros_like(p) for p in network.parameters()],
@@ -152,7 +158,9 @@ def _probabilities(
     return as_probabilities(labels, len(images), spec, config.label_source)
 
 
-def _network(spec: ModelSpec, flat: Flat, device: str | torch.device) -> Network:
+def _network(
+    spec: ModelSpec, flat: Flat, device: str | torch.device, programs: Programs | None
+) -> nn.Module:
     if flat.shape != (layout_of(spec).size,):
         raise ConfigError(
             f"{flat.size} weights for a network of {layout_of(spec).size}; "
@@ -163,12 +171,20 @@ def _network(spec: ModelSpec, flat: Flat, device: str | torch.device) -> Network
     network = network.to(device)
     if torch.device(device).type == "cpu":
         use_fast_pooling(network)
-    return network
+    return network if programs is None else NativeNetwork(network, programs)
 
 
-def _fingerprint(config: HardenConfig, spec: ModelSpec, *parts: npt.NDArray[np.float32]) -> str:
+def _fingerprint(
+    config: HardenConfig,
+    spec: ModelSpec,
+    programs: Programs | None,
+    *parts: npt.NDArray[np.float32],
+) -> str:
     """Return a hash of everything that decides the result."""
-    digest = hashlib.sha256(json.dumps([config.to_dict(), spec.to_dict()]).encode())
+    settings: list[Any] = [config.to_dict(), spec.to_dict()]
+    if programs is not None:
+        settings.append({"native_micro_batch": programs.micro_batch})
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for part in parts:
         digest.update(f"{part.shape}".encode() + part.tobytes())
     return digest.hexdigest()

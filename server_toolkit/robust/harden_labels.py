@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from models import ModelSpec
-from models.networks import Network
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.harden_config import LabelSource
 
@@ -21,7 +20,7 @@ Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 class Teachers:
     """The mean answer of networks to clean images: (1 / K) Σ_k softmax(z_k(x) / T)."""
 
-    def __init__(self, networks: Sequence[Network], temperature: float) -> None:
+    def __init__(self, networks: Sequence[nn.Module], temperature: float) -> None:
         self._networks, self._temperature = networks, temperature
 
     def __call__(self, images: Tensor) -> Tensor:

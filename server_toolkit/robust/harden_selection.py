@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.networks import Network
 from server_toolkit.robust.harden_config import HardenConfig
 from server_toolkit.robust.objectives.inner import Ascent
 
@@ -64,7 +63,7 @@ class Selection:
         """Whether `patience` measurements in a row were no better than the best."""
         return self.since_best >= self._config.patience
 
-    def measure(self, network: Network, *, step: int) -> float:
+    def measure(self, network: nn.Module, *, step: int) -> float:
         """Return robust accuracy in [0, 1], and keep the weights if they are the best."""
         # The same start every time: two measurements differ by the weights alone.
         generator = torch.Generator().manual_seed(self._config.seed)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.networks import Network
 from server_toolkit.distill.tensor_file import read_tensor_file, write_tensor_file
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.harden_averaging import WeightAverage
@@ -49,7 +48,7 @@ class HardenProgress:
 class TrainingState:
     """The network and its optimiser's velocity, and what the settings add to them."""
 
-    network: Network
+    network: nn.Module
     velocity: list[Tensor]
     objective: Objective
     average: WeightAverage
@@ -73,7 +72,7 @@ class TrainingState:
         return self.parameters if self.average.mean is None else self.average.mean
 
     @contextmanager
-    def averaged_network(self) -> Iterator[Network]:
+    def averaged_network(self) -> Iterator[nn.Module]:
         """Lend the network with `weights` in it; afterwards it has its own again."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         _copy(self.weights, self.parameters)

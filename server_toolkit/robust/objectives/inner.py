@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from models import ModelSpec
+from server_toolkit.robust.native_network import image_gradient
 
 CACHED_BYTES = 1_650_000  # of one layer's output; measured, and near a core's cache
 
@@ -66,10 +66,7 @@ class Ascent:
         low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
         adversarial = torch.clamp(start, low, high)
         for _ in range(self.steps):
-            leaf = adversarial.detach().requires_grad_()
-            # A sum: the sign of one image's gradient must not depend on the batch's size.
-            loss = cross_entropy(model(leaf), target, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            gradient = image_gradient(model, adversarial, target)
             adversarial = torch.clamp(
                 adversarial + self.step * epsilon * gradient.sign(), low, high
             )

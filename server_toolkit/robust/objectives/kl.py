@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
-from server_toolkit.robust.objectives.base import (
-    AttackThenTrain,
-    Terms,
-    log_probabilities_of_both,
-)
+from server_toolkit.robust.native_network import cross_entropies
+from server_toolkit.robust.objectives.base import AttackThenTrain, Terms
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,9 @@ class Kl(AttackThenTrain):
 
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:
         """Return both divergences and their weighted sum."""
-        log_adversarial, log_clean = log_probabilities_of_both(model, adversarial, images)
-        attacked = kl_div(log_adversarial, labels, reduction="batchmean")
-        clean = kl_div(log_clean, labels, reduction="batchmean")
+        # KL(q | f) = CE(q, f) - H(q), and q is given.
+        entropy = torch.special.entr(labels).sum(dim=1).mean()
+        attacked, clean = (
+            loss - entropy for loss in cross_entropies(model, labels, adversarial, images)
+        )
         return Terms(attacked + self.clean_weight * clean, attacked, clean)

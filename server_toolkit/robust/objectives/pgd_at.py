@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from server_toolkit.robust.native_network import cross_entropies
 from server_toolkit.robust.objectives.base import AttackThenTrain, Terms
 
 
@@ -20,5 +20,5 @@ class PgdAt(AttackThenTrain):
 
     def loss(self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor) -> Terms:  # noqa: ARG002
         """Return the cross-entropy on the attacked images."""
-        attacked = cross_entropy(model(adversarial), labels)
+        (attacked,) = cross_entropies(model, labels, adversarial)
         return Terms(attacked, attacked, None)

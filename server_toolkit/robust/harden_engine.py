@@ -1,0 +1,69 @@
+"""Whether a hardening run computes in torch or on the devices' own runtime."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import torch
+
+from edge_sdk.commands.torch_notices import without_notices
+from edge_sdk.errors import EdgeError
+from models import ModelSpec
+from server_toolkit.robust.harden_config import HardenConfig
+from server_toolkit.robust.native_network import Programs
+from server_toolkit.robust.objectives.inner import cached_images
+
+log = logging.getLogger(__name__)
+
+# Numbers in the outputs of a run's layers, forward and backward. Measured, the runtime saves a
+# second for each billion of them, and exporting costs one to four: once in a process.
+WORTH_AN_EXPORT = 2e9
+# As fast as larger ones wherever the cache holds them, while the export checks every image.
+MAX_MICRO_BATCH = 25
+
+
+def native_programs(
+    spec: ModelSpec, config: HardenConfig, device: str | torch.device
+) -> Programs | None:
+    """Return the programs to harden with, or None where torch is to do it.
+
+    That is on a GPU, in a run too short to be worth an export, for "free", and, with a line in the
+    log, where there is no program for the network, no executorch or no runtime. Nothing else
+    decides, so that a run that is resumed ends as if it had never stopped.
+    """
+    if torch.device(device).type != "cpu" or work(spec, config) < WORTH_AN_EXPORT:
+        return None
+    if config.objective == "free":  # its one pass for both gradients would take two programs
+        return None
+    return _export(spec, micro_batch(spec, config.batch_size))
+
+
+def work(spec: ModelSpec, config: HardenConfig) -> float:
+    """Return how many numbers the layers give in a whole run."""
+    an_image = sum(math.prod(behind) for *_, behind in spec.shapes())
+    attack_steps = 1 if config.objective == "fast" else config.attack_steps
+    return config.steps * config.batch_size * (attack_steps + 2) * an_image
+
+
+def micro_batch(spec: ModelSpec, batch_size: int) -> int:
+    """Return how many images the programs take at a time: few fit the cache, none are padding."""
+    most = min(batch_size, MAX_MICRO_BATCH, cached_images(spec))
+    return min(range(most, most // 2, -1), key=lambda size: -batch_size % size)
+
+
+@functools.lru_cache(maxsize=4)  # a process may harden the same network a hundred times
+def _export(spec: ModelSpec, size: int) -> Programs | None:
+    try:
+        with without_notices("hardening on the devices' runtime"):
+            from edge_sdk.export import attack_program, evaluation_program, training_program
+
+            return Programs(
+                training_program(spec, micro_batch=size),
+                attack_program(spec, micro_batch=size),
+                evaluation_program(spec, batch=size),
+            )
+    except EdgeError as error:
+        log.info("hardening in torch, which takes twice as long: %s", error)
+        return None
