@@ -257,9 +257,9 @@ class Ledger(StageRecords):
         """Return what `device` had at the end of `round`: base + update in float32, bit for bit."""
         return rebuild.device_weights(self, device, round)
 
-    def trajectories(self) -> Trajectories:
-        """Return the weights of every closed round, the fleet's and each device's."""
-        return rebuild.trajectories(self)
+    def trajectories(self, *, devices: bool = True) -> Trajectories:
+        """Return the weights of every closed round, the fleet's and each device's if asked for."""
+        return rebuild.trajectories(self, devices=devices)
 
     # Updates
 

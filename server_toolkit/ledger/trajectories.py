@@ -47,23 +47,23 @@ def aggregate(ledger: Ledger, round: int) -> Flat:
     return federated_average(ledger.global_weights(round), updates)
 
 
-def trajectories(ledger: Ledger) -> Trajectories:
+def trajectories(ledger: Ledger, *, devices: bool) -> Trajectories:
     """Return the weights of every closed round: the fleet's, and base + update of each device.
 
-    Where the server hardened between two rounds, the aggregate before it is kept too. Late updates
+    Without `devices` the fleet's alone, which need neither the time nor the memory. Where the server hardened between two rounds, the aggregate before it is kept too. Late updates
     are left out, so that the result no longer changes once the rounds are closed.
     """
     from server_toolkit.distill.segments import Trajectories
 
     last = ledger.latest_round()
-    devices: dict[str, dict[int, Flat]] = {}
-    for row in ledger.updates():
+    paths: dict[str, dict[int, Flat]] = {}
+    for row in ledger.updates() if devices else ():
         if row.round < last and row.verdict == "accepted":
             weights = ledger.global_weights(row.round) + stored_update(ledger, row)
-            devices.setdefault(row.device, {})[row.round] = weights
+            paths.setdefault(row.device, {})[row.round] = weights
     return Trajectories(
         {t: ledger.global_weights(t) for t in range(last + 1)},
-        devices,
+        paths,
         {row.round: ledger.aggregate_weights(row.round) for row in ledger.hardened_bases()},
     )
 

@@ -111,11 +111,11 @@ def run_distill(
         return path
     refuse_if_too_large(
         "holding all weights",
-        _trajectory_bytes(workspace) * ranks.sharing("cpu"),
+        _trajectory_bytes(workspace, settings) * ranks.sharing("cpu"),
         "cpu",
         advice="use a machine with more memory",
     )
-    trajectories = ledger.trajectories()
+    trajectories = ledger.trajectories(devices=_needs_devices(settings))
     needed = predict_bytes(settings, ledger.spec, device=device, processes=ranks.world)
     if ranks.is_first:
         log.info("about %s of memory will be needed", as_text(needed))
@@ -166,10 +166,17 @@ def _server_set(workspace: Workspace) -> tuple[ServerSet, str]:
     return ServerSet(data.images, data.labels), sha256
 
 
-def _trajectory_bytes(workspace: Workspace) -> int:
-    """Return what the weights of all rounds and devices take, float32."""
+def _needs_devices(settings: DistillConfig) -> bool:
+    """Say whether single devices' weights are read: as segments, or to choose the window."""
+    return settings.segment != "fleet" or settings.window == "auto"
+
+
+def _trajectory_bytes(workspace: Workspace, settings: DistillConfig) -> int:
+    """Return what the weights that are read take, float32."""
     ledger = workspace.ledger
-    vectors = ledger.latest_round() + 1 + sum(ledger.update_counts().values())
+    vectors = ledger.latest_round() + 1 + len(ledger.hardened_bases())
+    if _needs_devices(settings):
+        vectors += sum(ledger.update_counts().values())
     return 4 * ledger.layout.size * vectors
 
 

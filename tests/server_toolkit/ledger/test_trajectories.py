@@ -54,6 +54,16 @@ def test_trajectories_hold_every_counted_vector(ledger):
     )
 
 
+def test_the_fleets_path_needs_no_update_of_any_device(ledger):
+    whole = ledger.trajectories()
+    for row in ledger.updates():
+        (ledger.directory / "blobs" / row.blob_sha256[:2] / row.blob_sha256).unlink()
+    alone = ledger.trajectories(devices=False)
+    assert alone.device_path == {}
+    for number, weights in whole.global_path.items():
+        np.testing.assert_array_equal(alone.global_path[number], weights)
+
+
 def test_an_untouched_ledger_verifies(ledger):
     assert list(verify(ledger)) == []
 
