@@ -205,9 +205,16 @@ def evaluate(
         with show_progress(f"{subject.name} {subject.kind}") as progress:
             assessed.append(
                 assess.assess_subject(
-                    subject, judge, settings, keep=kept, progress=progress, device=torch_device
+                    subject,
+                    judge,
+                    settings,
+                    keep=kept,
+                    progress=progress,
+                    device=torch_device,
+                    collect=len(assess.twins(subject, subjects)) > 1,
                 )
             )
+    assessed = assess.exchanged(assessed, settings, device=torch_device)
     result = assess.summarise(judge, settings, assessed)
     show_assessment(result)
     if json_file is not None:

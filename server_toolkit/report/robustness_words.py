@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from server_toolkit.robust.evaluation.accuracy import Accuracy, by_class, overall, worst_class
 from server_toolkit.robust.evaluation.assess import Assessment
 from server_toolkit.robust.evaluation.compare import Gain
-from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
+from server_toolkit.robust.evaluation.judgement import CLEAN, EXCHANGED, Judgement
 from server_toolkit.robust.evaluation.plan import is_standard
 from server_toolkit.stages.assess import Assessed, Comparison
 
@@ -35,6 +35,11 @@ ATTACKS = {
     "autoattack": (
         "AutoAttack",
         "APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left. The usual standard.",
+    ),
+    EXCHANGED: (
+        "fooled its other files",
+        "Images that turned another file of the same model, shown to this one: files of one model "
+        "compute nearly the same, so what is known of one is no secret for the other.",
     ),
 }
 _STRONG_PARTS = {"apgd_dlr", "apgd_t", "fab_t"}
@@ -138,7 +143,7 @@ def missing_attacks(models: Sequence[Assessed]) -> str | None:
 
 
 def _attacks_of(assessment: Assessment) -> set[str]:
-    return {o.attack for j in assessment.judgements for o in j.outcomes} - {CLEAN}
+    return {o.attack for j in assessment.judgements for o in j.outcomes} - {CLEAN, EXCHANGED}
 
 
 def comparison_sentence(c: Comparison) -> str:

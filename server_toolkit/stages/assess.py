@@ -23,6 +23,7 @@ from server_toolkit.datasets import load_dataset
 from server_toolkit.errors import ConfigError
 from server_toolkit.robust.evaluation.assess import Assessment, AssessSettings, assess
 from server_toolkit.robust.evaluation.compare import Gain, paired_gain
+from server_toolkit.robust.evaluation.exchange import exchange
 from server_toolkit.robust.evaluation.judgement import CLEAN, Norm
 from server_toolkit.robust.evaluation.kept import KeptBatches
 from server_toolkit.stages.evaluate import Judge
@@ -174,10 +175,12 @@ def assess_subject(
     keep: Path,
     progress: Progress,
     device: str = "cpu",
+    collect: bool = False,
 ) -> Assessed:
     """Attack one subject, carrying on with what is kept in `keep`; raises `ConfigError`.
 
-    `progress` is told of thousandths of the work, by passes through the model.
+    `collect` is needed for `exchanged` and costs as much memory and disk as the images at every
+    size. `progress` is told of thousandths of the work, by passes through the model.
     """
     lender = subject.surrogate
     parts = (
@@ -195,8 +198,40 @@ def assess_subject(
         device=device,
         keeper=KeptBatches(keep, " ".join(parts)),
         progress=lambda done, total, text: progress(1000 * done // max(total, 1), 1000, text),
+        collect=collect,
     )
     return Assessed(subject=subject, assessment=assessment)
+
+
+def twins(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
+    """Return the subjects that are files of the same torch model: it and what was exported of it.
+
+    An ONNX file is known to be made of the model that lends it gradients.
+    """
+    return [other for other in subjects if _origin(other) == _origin(subject)]
+
+
+def _origin(subject: Subject) -> str:
+    lender = subject.surrogate
+    return _identity(subject if lender is None or subject.kind == "torch" else lender)
+
+
+def exchanged(
+    models: Sequence[Assessed], settings: AssessSettings, *, device: str = "cpu"
+) -> list[Assessed]:
+    """Return the models, each after the images too that fooled other files of the same model."""
+    result = list(models)
+    for origin in dict.fromkeys(_origin(model.subject) for model in models):
+        places = [i for i, model in enumerate(models) if _origin(model.subject) == origin]
+        if len(places) > 1:
+            found = exchange(
+                {models[i].title: (models[i].subject.model, models[i].assessment) for i in places},
+                batch_size=settings.batch_size,
+                device=device,
+            )
+            for i in places:
+                result[i] = replace(models[i], assessment=found[models[i].title])
+    return result
 
 
 def _identity(subject: Subject) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,20 @@ class Assessment:
     curve_attack: str
     curve: Mapping[float, Mask]
     probes: Probes
-    flags: tuple[Flag, ...]
+    trained_epsilon: float | None
+
+    @cached_property
+    def flags(self) -> tuple[Flag, ...]:
+        """Every reason to doubt the result, doubts first."""
+        return find_flags(
+            Evidence(
+                judgements=self.judgements,
+                curve=self.curve,
+                probes=self.probes,
+                agreement=self.agreement,
+                trained_epsilon=self.trained_epsilon,
+            )
+        )
 
     @property
     def how(self) -> str:
@@ -105,10 +119,12 @@ def assess(
     device: str | torch.device = "cpu",
     keeper: Keeper | None = None,
     progress: Progress | None = None,
+    collect: bool = False,
 ) -> Assessment:
     """Judge `model` at every epsilon and over the curve, and look for reasons to doubt the result.
 
-    Arguments and errors are those of `judge`.
+    Arguments and errors are those of `judge`; with `collect` the judgements have `fooling`, for
+    `exchange`.
     """
     check_images(images, labels)
     if not settings.epsilons:
@@ -139,10 +155,17 @@ def assess(
     ]
     results = []
     for index, (attacks, epsilon) in enumerate(runs):
-        at_size = replace(sizes, epsilon=epsilon)
-        told = _part_of(progress, sum(costs[:index]), costs[index], sum(costs))
         results.append(
-            run_planned(attacks, model, images, labels, settings=at_size, progress=told, **shared)
+            run_planned(
+                attacks,
+                model,
+                images,
+                labels,
+                settings=replace(sizes, epsilon=epsilon),
+                progress=_part_of(progress, sum(costs[:index]), costs[index], sum(costs)),
+                collect=collect and index < len(settings.epsilons),
+                **shared,
+            )
         )
     judgements = tuple(results[: len(settings.epsilons)])
     curve = {0.0: judgements[0].outcomes[0].correct} if settings.curve else {}
@@ -163,13 +186,6 @@ def assess(
     agreement = None
     if surrogate is not None and not white_box:
         agreement = _agreement(model, surrogate, images, settings.batch_size, device)
-    evidence = Evidence(
-        judgements=judgements,
-        curve=curve,
-        probes=probes,
-        agreement=agreement,
-        trained_epsilon=trained_epsilon,
-    )
     return Assessment(
         judgements=judgements,
         source="white_box" if white_box else "transfer" if lent else "scores",
@@ -177,7 +193,7 @@ def assess(
         curve_attack=walk.attack,
         curve=curve,
         probes=probes,
-        flags=find_flags(evidence),
+        trained_epsilon=trained_epsilon,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from server_toolkit.robust.evaluation.accuracy import Mask, by_class, overall
-from server_toolkit.robust.evaluation.judgement import CLEAN, Judgement
+from server_toolkit.robust.evaluation.judgement import CLEAN, EXCHANGED, Judgement
 from server_toolkit.robust.evaluation.plan import is_standard
 from server_toolkit.robust.evaluation.probes import LONG_STEPS, RESTARTS, Probes
 
@@ -190,7 +190,7 @@ def _attacks(j: Judgement) -> Iterator[Flag]:
             yield Flag(
                 "transfer_beats_gradients",
                 "doubt",
-                f"Images made on another model break {missed} of {count} images {at} that the "
+                f"Images made on another model or file break {missed} of {count} images {at} that the "
                 "model's own gradients left: the gradients lead astray.",
             )
     if "fgsm" in ran and "pgd" in ran:
@@ -273,7 +273,7 @@ def _training(e: Evidence) -> Iterator[Flag]:
 
 
 def _follows_gradients(attack: str) -> bool:
-    return attack not in (CLEAN, "square", "autoattack")
+    return attack not in (CLEAN, EXCHANGED, "square", "autoattack")
 
 
 def _pc(share: float) -> str:

@@ -19,7 +19,14 @@ from server_toolkit.robust.attacks.model import Model, predict
 from server_toolkit.robust.evaluation.accuracy import Labels, Mask
 from server_toolkit.robust.evaluation.cost import attack_passes, autoattack_passes
 from server_toolkit.robust.evaluation.crafting import AttackSettings, PartProgress, craft
-from server_toolkit.robust.evaluation.judgement import CLEAN, Example, Judgement, Norm, Outcome
+from server_toolkit.robust.evaluation.judgement import (
+    CLEAN,
+    Example,
+    Fooling,
+    Judgement,
+    Norm,
+    Outcome,
+)
 from server_toolkit.robust.evaluation.plan import Planned, parse_attacks, plan
 
 Images = npt.NDArray[np.float32]
@@ -103,8 +110,12 @@ def run_planned(
     device: str | torch.device = "cpu",
     keeper: Keeper | None = None,
     progress: Progress | None = None,
+    collect: bool = False,
 ) -> Judgement:
-    """Run exactly these attacks; arguments and errors are those of `judge`."""
+    """Run exactly these attacks; arguments and errors are those of `judge`.
+
+    With `collect` the judgement has an image that fooled the model wherever one was found.
+    """
     check_images(images, labels)
     if not settings.epsilon > 0:
         raise ConfigError(f"epsilon is {settings.epsilon}; it must be above 0")
@@ -120,12 +131,15 @@ def run_planned(
     outcomes = [Outcome(attack=CLEAN, source="none", correct=right)]
     costs = [attack_passes(entry.attack, settings, classes=classes) for entry in planned]
     total, done = len(indices) * sum(costs), 0
+    stands, fooling = right.copy(), []
     for entry, cost in zip(planned, costs, strict=True):
         crafting = surrogate if entry.source == "transfer" and surrogate is not None else model
         parts: list[tuple[npt.NDArray[np.intp], Kept]] = []
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
             key = f"{entry} {settings} seed={seed} batch_size={batch_size} start={start}"
+            if collect:  # what an attack is the first to turn depends on those before it
+                key += f" collected behind {len(outcomes)} of {planned}"
             kept = None if keeper is None else keeper.load(key)
             if kept is None:
                 kept = _attack(
@@ -134,10 +148,15 @@ def run_planned(
                     progress=_parts(
                         progress, done, total, len(chosen), entry, settings, classes=classes
                     ),
+                    collected=stands[chosen] if collect else None,
                 )  # fmt: skip
                 if keeper is not None:
                     keeper.store(key, kept)
             parts.append((chosen, kept))
+            if collect:
+                fooled = chosen[kept["fooled"]]
+                stands[fooled] = False
+                fooling.append((fooled, kept["fooling"].astype(np.float32)))
             done += len(chosen) * cost
             if progress is not None:
                 progress(done, total, f"{entry.attack} at ε = {settings.epsilon:g}")
@@ -149,6 +168,7 @@ def run_planned(
         labels=labels,
         classes=classes,
         outcomes=tuple(outcomes),
+        fooling=_joined(fooling, images) if collect else None,
     )
 
 
@@ -240,8 +260,12 @@ def _attack(
     *,
     seed: int,
     progress: PartProgress | None,
+    collected: Mask | None,
 ) -> Kept:
-    """Attack one batch of rightly answered images; return what is worth keeping of it as arrays."""
+    """Attack one batch of rightly answered images; return what is worth keeping of it as arrays.
+
+    `collected` `(N,) bool` asks for an image that fools wherever none is known yet.
+    """
     crafted = craft(attack, crafting, images, labels, settings, seed=seed, progress=progress)
     adversarial = crafted.images.detach()
     change = (adversarial - images).flatten(1)
@@ -260,11 +284,21 @@ def _attack(
     if attack == "cw_l2":
         distance = torch.where(turned, change.norm(dim=1), torch.inf)
         kept["distances"] = distance.cpu().numpy().astype(np.float32)
-    picked = _pick((turned & inside).cpu().numpy(), labels.cpu().numpy())
+    broken = (turned & inside).cpu().numpy()
+    if collected is not None:
+        fooled = np.flatnonzero(broken & collected)
+        kept["fooled"], kept["fooling"] = fooled, adversarial[fooled].cpu().numpy()
+    picked = _pick(broken, labels.cpu().numpy())
     kept["picked"] = picked
     kept["picked_images"] = adversarial[picked].cpu().numpy()
     kept["picked_answers"] = answered[picked].cpu().numpy()
     return kept
+
+
+def _joined(parts: Sequence[tuple[npt.NDArray[np.intp], Images]], images: Images) -> Fooling:
+    """Join the batches of all attacks; there may be none."""
+    indices = [np.zeros(0, np.intp), *(chosen for chosen, _ in parts)]
+    return Fooling(np.concatenate(indices), np.concatenate([images[:0], *(x for _, x in parts)]))
 
 
 def _pick(broken: Mask, labels: Labels) -> npt.NDArray[np.int64]:

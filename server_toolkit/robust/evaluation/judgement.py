@@ -19,6 +19,7 @@ Source = Literal["none", "white_box", "transfer", "scores"]
 or the model's outputs alone."""
 
 CLEAN = "clean"
+EXCHANGED = "exchanged"  # images that turned another file of the same model
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,17 @@ class Example:
     index: int
     adversarial: npt.NDArray[np.float32]  # (C, H, W) in [0, 1]
     predicted: int
+
+
+@dataclass(frozen=True)
+class Fooling:
+    """One attacked image in the ball for each judged image whose right answer an attack turned.
+
+    `indices` `(K,)` are places in the judged set, `images` `(K, C, H, W) float32 in [0, 1]`.
+    """
+
+    indices: npt.NDArray[np.intp]
+    images: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +92,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """All outcomes for one model, one norm and one epsilon; the first is the clean one."""
+    """All outcomes for one model, one norm and one epsilon; the first is the clean one.
+
+    `fooling` is None unless it was asked for: it takes as much memory as the images.
+    """
 
     norm: Norm
     epsilon: float
@@ -88,6 +103,7 @@ class Judgement:
     labels: Labels
     classes: int
     outcomes: tuple[Outcome, ...]
+    fooling: Fooling | None = None
 
     def outcome(self, name: str) -> Outcome:
         """Return the outcome of this name; raises `KeyError` for an attack that was not run."""

@@ -116,6 +116,13 @@ def test_a_fleet_name_stands_for_its_three_files_and_the_record_is_left_alone(ev
     models = json.loads(out.read_text())["models"]
     assert [m["kind"] for m in models] == ["torch", "onnx_fp32", "onnx_int8"]
     assert "fedavg (onnx int8)" in shown
+    robust = [model["judgements"][0]["robust"]["correct_images"] for model in models]
+    assert robust[0] == robust[1]  # the same function, so what fools one was tried on the other
+    for model in models:
+        (exchanged,) = [
+            a for a in model["judgements"][0]["attacks"] if a["name"] == "exchanged_transfer"
+        ]
+        assert len(exchanged["settings"]["from"]) == 2
     assert (evaluated.directory / "evaluations" / "fedavg.json").read_bytes() == record
 
 
