@@ -190,7 +190,7 @@ def _attacks(j: Judgement) -> Iterator[Flag]:
             yield Flag(
                 "transfer_beats_gradients",
                 "doubt",
-                f"Images made on another model or file break {missed} of {count} images {at} that the "
+                f"Images made on another model break {missed} of {count} images {at} that the "
                 "model's own gradients left: the gradients lead astray.",
             )
     if "fgsm" in ran and "pgd" in ran:
