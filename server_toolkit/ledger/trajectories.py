@@ -50,8 +50,9 @@ def aggregate(ledger: Ledger, round: int) -> Flat:
 def trajectories(ledger: Ledger, *, devices: bool) -> Trajectories:
     """Return the weights of every closed round: the fleet's, and base + update of each device.
 
-    Without `devices` the fleet's alone, which need neither the time nor the memory. Where the server hardened between two rounds, the aggregate before it is kept too. Late updates
-    are left out, so that the result no longer changes once the rounds are closed.
+    Without `devices` the fleet's alone, which need neither the time nor the memory. Where the
+    server hardened between two rounds, the aggregate before it is kept too. Late updates are left
+    out, so that the result no longer changes once the rounds are closed.
     """
     from server_toolkit.distill.segments import Trajectories
 
