@@ -10,7 +10,7 @@ from server_toolkit.benchmark.goals import Goal, judge_goals
 from server_toolkit.benchmark.piece import Piece
 from server_toolkit.benchmark.presets import Preset
 from server_toolkit.benchmark.results import MEASURES, Results, Row, difference, recovery
-from server_toolkit.benchmark.statistics import over_seeds
+from server_toolkit.benchmark.statistics import in_points, over_seeds
 from server_toolkit.benchmark.store import Store
 from server_toolkit.benchmark.warning_signs import find_warnings
 
@@ -177,7 +177,7 @@ def _comparisons(results: Results) -> Iterable[dict[str, Any]]:
             "server_images": row.server_images,
             **{n: d.to_dict() for n, d in differences.items() if d is not None},
             "sentence": (
-                f"{row.title} against {control.title}: {100 * robust.seeds.mean:+.1f} AutoAttack "
+                f"{row.title} against {control.title}: {in_points(robust.seeds.mean)} AutoAttack "
                 f"points, {robust.verdict}"
             ),
         }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from server_toolkit.benchmark.results import Place, Results, difference, recovery
+from server_toolkit.benchmark.statistics import in_points
 
 Status = Literal["met", "not met", "undecided"]
 
@@ -94,9 +95,11 @@ def _over_datasets(
         if finding.status != "undecided":
             by_dataset.setdefault(dataset, []).append(finding.status)
     met = [d for d, statuses in by_dataset.items() if set(statuses) == {"met"}]
-    summary = f"met on {len(met)} of {len(by_dataset)} data sets measured"
-    if met:
-        summary += f" ({', '.join(met)})"
+    summary = "measured on no data set"
+    if by_dataset:
+        summary = f"met on {len(met)} of {len(by_dataset)} data sets measured"
+        if met:
+            summary += f" ({', '.join(met)})"
     summary += f"; {DATASETS_NEEDED} are needed"
     status: Status = "met" if len(met) >= DATASETS_NEEDED else "not met"
     if status == "not met" and len(by_dataset) < DATASETS_NEEDED:
@@ -117,7 +120,7 @@ def _recovery(results: Results, place: Place) -> Finding:
     loss = floor.spread("clean").mean - ours.spread("clean").mean
     enough = _reaches(spread.mean, RECOVERY_WANTED) and _reaches(-loss, -CLEAN_LOSS_ALLOWED)
     text = (
-        f"recovery {spread.mean:.2f}{_range(spread.interval, 1)}, clean {-100 * loss:+.1f} points"
+        f"recovery {spread.mean:.2f}{_range(spread.interval, 1)}, clean {in_points(-loss)} points"
     )
     return Finding(where(place), "met" if enough else "not met", text)
 
@@ -135,8 +138,8 @@ def _above_control(results: Results, place: Place) -> Finding:
             return Finding(where(place), "undecided", f"no common seed with {size} a class")
         enough &= _reaches(robust.seeds.mean, GAIN_OVER_CONTROL) and _reaches(clean.seeds.mean, 0)
         texts.append(
-            f"with {size} a class AutoAttack {100 * robust.seeds.mean:+.1f}"
-            f"{_range(robust.seeds.interval, 100)}, clean {100 * clean.seeds.mean:+.1f}"
+            f"with {size} a class AutoAttack {in_points(robust.seeds.mean)}"
+            f"{_range(robust.seeds.interval, 100)}, clean {in_points(clean.seeds.mean)} points"
         )
     return Finding(where(place), "met" if enough else "not met", "; ".join(texts))
 
@@ -165,7 +168,7 @@ def _published(results: Results) -> Goal:
         status: Status = "met" if _reaches(best.mean, wanted) else "not met"
         statuses.setdefault(network.split("-")[0], []).append(status)
         text = (
-            f"best method {title} {100 * best.mean:+.1f}{_range(best.interval, 100)} points, "
+            f"best method {title} {in_points(best.mean)}{_range(best.interval, 100)} points, "
             f"{100 * wanted:+.0f} wanted"
         )
         findings.append(Finding(where(place), status, text))

@@ -77,3 +77,9 @@ def paired_over_images(
         return Spread(mean, None, count)
     half = Z_95 * float(differences.std(ddof=1)) / math.sqrt(count)
     return Spread(mean, (mean - half, mean + half), count)
+
+
+def in_points(difference: float) -> str:
+    """Return a difference of two accuracies in points, with its sign: "+1.5", "-0.2", "0.0"."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text

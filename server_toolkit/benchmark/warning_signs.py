@@ -68,7 +68,7 @@ def _beaten(results: Results) -> Iterator[str]:
         sure = sum(gap.verdict.startswith("worse") for gap in below)
         yield (
             f"The control beats its method in {len(below)} of {len(found)} comparisons under "
-            f"AutoAttack, in {sure} of them by more than the images' own spread."
+            f"AutoAttack, in {sure or 'none'} of them by more than the images' own spread."
         )
 
 
@@ -101,9 +101,11 @@ def _control_beats(results: Results, row: Row) -> Iterator[str]:
     robust = None if control is None else difference(row, control, "autoattack")
     if control is None or robust is None or robust.seeds.mean >= 0:
         return
+    apart = robust.verdict.startswith("worse")
+    said = f"the method is {robust.verdict}" if apart else "chance may explain it"
     yield (
         f"{where(row.place)}: the control {control.title} beats {row.title} by "
-        f"{-100 * robust.seeds.mean:.1f} AutoAttack points ({row.arm.name}: {robust.verdict})."
+        f"{-100 * robust.seeds.mean:.1f} AutoAttack points; {said}."
     )
 
 

@@ -112,7 +112,8 @@ def over_server_images(rows: Sequence[Row]) -> str:
     axes.set_xlabel("real images a class on the server")
     axes.set_xlim(-0.4, len(sizes) - 0.6)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     return as_svg(figure)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server_toolkit.benchmark.goals import in_255ths
+from server_toolkit.benchmark.statistics import in_points
 from server_toolkit.report.benchmark_figures import (
     clean_against_robust,
     in_reading_order,
@@ -21,6 +22,7 @@ from server_toolkit.report.page import document, escaped
 Row = Mapping[str, Any]
 
 SHOWN_WARNINGS = 8  # the others are folded away
+TOO_WIDE = 1.0  # an interval of an accuracy or a difference of them that leaves everything open
 
 _STYLE = """
 main { max-width: 1240px; }
@@ -39,8 +41,8 @@ tr.method td { background: #eaf4fb; } tr.floor td, tr.ceiling td { color: #444; 
 .figures > div { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: .6rem; } .figures h4 { margin: .1rem .3rem .3rem; }
 td.better b { color: #00724f; } td.worse b { color: #a33000; } .words { white-space: normal; }
-td, td small { white-space: nowrap; } td:first-child small, table.goals td, table.goals small,
-td small.words { white-space: normal; }
+td, td small, th small { white-space: nowrap; }
+td:first-child small, table.goals td, table.goals small, td small.words { white-space: normal; }
 pre { white-space: pre-wrap; font-size: .8rem; }
 """
 
@@ -48,8 +50,9 @@ _READING = (
     "<b>AutoAttack</b> is the figure that decides: right after PGD and after every part of "
     "AutoAttack (APGD-CE, APGD-T, FAB-T, Square). It rests on fewer images than the others.",
     "<b>Large figure</b>: mean over seeds. <b>±</b>: half the 95 % interval over seeds (Student's "
-    "t; with three seeds the factor is 4.3, so it is wide). <b>Small range</b>: the 95 % Wilson "
-    "interval over all seeds' images together, which takes the models as given.",
+    "t; the factor is 4.3 for three seeds and 12.7 for two, so it is wide; over 50 points it "
+    "leaves everything open). <b>Small range</b>: the 95 % Wilson interval over all seeds' images "
+    "together, which takes the models as given.",
     "<b>Recovery</b>: (arm − fedavg) / (client_at − fedavg) in AutoAttack accuracy, the mean of a "
     "ratio for each seed. 1 is what adversarial training on the devices gains, at their expense.",
     "<b>Controls</b> harden in the same way, on the same schedule, without what the method makes. "
@@ -88,17 +91,24 @@ def _datasets(rows: Sequence[Row]) -> list[str]:
 
 def _facts(result: Mapping[str, Any]) -> str:
     preset, work, goals = result["preset"], result["work"], result["goals"]
-    met = sum(goal["status"] == "met" for goal in goals)
+    found = [goal["status"] for goal in goals]
+    statuses = [f"{found.count(s)} {s}" for s in ("met", "not met", "undecided") if s in found]
     facts = (
-        ("goals met", f"{met} of {len(goals)}"),
+        ("goals", ", ".join(statuses) or "none judged"),
         ("warnings", str(len(result["warnings"]))),
         ("data sets", ", ".join(entry["dataset"] for entry in result["data"])),
         ("seeds", ", ".join(map(str, preset["seeds"]))),
         ("work done", f"{work['done']} of {work['total']} pieces"),
-        ("computed in", f"{work['cpu_s'] / 60:.0f} min of processor"),
+        ("processor time", _duration(work["cpu_s"])),
     )
     cells = "".join(f"<div><small>{escaped(k)}</small><b>{escaped(v)}</b></div>" for k, v in facts)
     return f'<div class="facts">{cells}</div>'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -119,6 +129,8 @@ def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
         for goal in goals
     )
     return (
+        "<p class=soft>Decided by means over seeds. Where an interval in brackets reaches below "
+        "what is wanted, another set of seeds may decide otherwise.</p>"
         '<table class="goals"><thead><tr><th>goal</th><th></th><th style="text-align:left">'
         f"figures</th></tr></thead><tbody>{rows}</tbody></table>"
     )
@@ -158,19 +170,19 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return (
         _table(("AutoAttack points, method − control", *heads), rows)
         + "<p class=soft>Large: the mean over seeds. Below: its 95 % interval over seeds, the "
-        "interval over images, the difference in clean points, and what that allows to say.</p>"
+        "interval over images, the difference in clean points, and what that allows to say. Better "
+        "beyond doubt is only what is better over seeds.</p>"
     )
 
 
 def _comparison(entry: Mapping[str, Any]) -> str:
     robust, clean = entry["autoattack"], entry["clean"]
-    mean = robust["over_seeds"]["mean"]
     kind = robust["verdict"].split()[0]
     return (
-        f'<td class="{escaped(kind)}"><b>{100 * mean:+.1f}</b><br>'
+        f'<td class="{escaped(kind)}"><b>{in_points(robust["over_seeds"]["mean"])}</b><br>'
         f"<small>{_seeds(robust['over_seeds']['interval'])}<br>"
-        f"images {_interval(robust['over_images']['interval'])}<br>"
-        f"clean {100 * clean['over_seeds']['mean']:+.1f}<br></small>"
+        f"{_images(robust['over_images']['interval'])}<br>"
+        f"clean {in_points(clean['over_seeds']['mean'])}<br></small>"
         f'<small class="words">{escaped(robust["verdict"])}</small></td>'
     )
 
@@ -204,7 +216,9 @@ def _place(rows: Sequence[Row]) -> str:
     cards = "".join(f"<div><h4>{title}</h4>{svg}</div>" for title, svg in figures)
     return (
         f"<h3>{escaped(_where(first))}</h3>"
-        f'<div class="card scroll">{_arms(rows)}</div><div class="figures">{cards}</div>'
+        f'<div class="card scroll">{_arms(rows)}<p class=soft>Large: mean over seeds, ± half its '
+        "95 % interval over seeds. Below: 95 % interval over the images.</p></div>"
+        f'<div class="figures">{cards}</div>'
     )
 
 
@@ -221,17 +235,28 @@ def _arms(rows: Sequence[Row]) -> str:
             f"{100 * worst['low']:.0f}–{100 * worst['high']:.0f}</small></td>"
             f"{_recovery(row['recovery'])}{_device_cost(cost)}<td>{cost['server_s']:.0f}</td></tr>"
         )
+    clean, autoattack = (rows[0]["measures"][name] for name in ("clean", "autoattack"))
     heads = (
-        "arm (real images a class)", "clean, %", "PGD, %", "AutoAttack, %",
+        "arm (real images a class)",
+        f"clean, %{_counted(clean)}", "PGD, %", f"AutoAttack,&nbsp;%{_counted(autoattack)}",
         "worst class<br>AutoAttack, %",
         "recovery", "device<br>cost", "server,<br>s",
     )  # fmt: skip
     return _table(heads, cells)
 
 
+def _counted(measure: Mapping[str, Any]) -> str:
+    """Say on how many images of a seed a figure rests."""
+    images = measure["pooled"]["count"] // measure["count"]
+    return f"<br><small>{images:,} images a seed</small>"
+
+
 def _measure(measure: Mapping[str, Any]) -> str:
     interval, pooled = measure["interval"], measure["pooled"]
-    half = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.1f}"
+    half = ""
+    if interval is not None:
+        wide = _leaves_all_open(interval)
+        half = " ± over 50" if wide else f" ±{50 * (interval[1] - interval[0]):.1f}"
     return (
         f"<td>{100 * measure['mean']:.1f}<small>{half}</small><br>"
         f"<small>{100 * pooled['low']:.1f}–{100 * pooled['high']:.1f}</small></td>"
@@ -244,7 +269,10 @@ def _recovery(share: Mapping[str, Any] | None) -> str:
     if share["mean"] is None:
         return "<td><small>undefined</small></td>"
     interval = share["interval"]
-    shown = "" if interval is None else f"<br><small>{interval[0]:.2f} to {interval[1]:.2f}</small>"
+    shown = "<br><small>one seed</small>"
+    if interval is not None:  # of fedavg and client_at it is a point, by definition
+        low, high = interval
+        shown = "" if low == high else f"<br><small>{low:.2f} to {high:.2f}</small>"
     left_out = ""
     if share["undefined_seeds"]:
         seeds = ", ".join(map(str, share["undefined_seeds"]))
@@ -280,12 +308,26 @@ def _where(entry: Mapping[str, Any]) -> str:
     return f"{entry['dataset']}, {entry['network']}, {entry['partition']}, ε = {epsilon}"
 
 
+def _leaves_all_open(interval: Sequence[float]) -> bool:
+    return interval[1] - interval[0] > TOO_WIDE
+
+
 def _seeds(interval: Sequence[float] | None) -> str:
-    return "one seed" if interval is None else f"seeds {_interval(interval)}"
+    if interval is None:
+        return "one seed"
+    if interval[0] == interval[1]:
+        return "the same with every seed"  # as few images make it; that is no certainty
+    return f"seeds {_interval(interval)}" if not _leaves_all_open(interval) else "too few seeds"
+
+
+def _images(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return "one image"
+    return "no image differs" if interval[0] == interval[1] else f"images {_interval(interval)}"
 
 
 def _interval(interval: Sequence[float]) -> str:
-    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+    return f"{in_points(interval[0])} to {in_points(interval[1])}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ class Pictures:
 
 
 def pictures_of(run: BenchmarkRun) -> list[Pictures]:
-    """Return what was made for the first finished cell of every arm, one place a data set."""
+    """Return what was made last for the first cell of every arm, one place a data set."""
     return [_pictures(cell, run) for cell in _pictured(run)]
 
 
@@ -52,14 +52,18 @@ def _pictured_size(run: BenchmarkRun, cell: Cell) -> int:
 
 
 def _pictures(cell: Cell, run: BenchmarkRun) -> Pictures:
-    tensors = run.store.tensors(cell.proxies[0])
-    loss = run.store.record(cell.proxies[0]).values["match_loss"]
+    # A schedule begins with random shapes, which show nothing of what a method makes.
+    made = [piece for piece in cell.proxies if run.store.done(piece)]
+    tensors = run.store.tensors(made[-1])
+    loss = run.store.record(made[-1]).values["match_loss"]
     matched = "nothing matched" if loss is None else f"match loss {loss:.2f}"
+    count = len(cell.proxies)
+    which = f", set {len(made)} of {count} made on the way" if count > 1 else ""
     real = f", {cell.server_images} real images a class" if cell.server_images else ""
     return Pictures(
         dataset=cell.dataset,
         title=cell.arm.name,
-        meaning=f"{cell.network}, {cell.partition}, seed {cell.seed}{real}; {matched}",
+        meaning=f"{cell.network}, {cell.partition}, seed {cell.seed}{real}{which}; {matched}",
         images=tensors["images"],
         labels=tensors["hard_labels"],
     )
