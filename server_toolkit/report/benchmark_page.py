@@ -207,13 +207,16 @@ def _dataset(name: str, rows: Sequence[Row], pictures: Sequence[Pictures]) -> st
 
 def _place(rows: Sequence[Row]) -> str:
     first = rows[0]
+    seeds, images = "lines: 95 % over seeds", "lines: 95 % over images"
     figures = (
-        ("Recovery of methods and controls", recovery_bars(rows)),
-        ("Clean against robust accuracy", clean_against_robust(rows)),
-        ("What real images on the server add", over_server_images(rows)),
-        ("All classes (pale) and the worst one (full)", worst_class_bars(rows)),
+        ("Recovery of methods and controls", seeds, recovery_bars(rows)),
+        ("Clean against robust accuracy", images, clean_against_robust(rows)),
+        ("What real images on the server add", images, over_server_images(rows)),
+        ("All classes (pale) and the worst one (full)", images, worst_class_bars(rows)),
     )
-    cards = "".join(f"<div><h4>{title}</h4>{svg}</div>" for title, svg in figures)
+    cards = "".join(
+        f"<div><h4>{title} <small>{lines}</small></h4>{svg}</div>" for title, lines, svg in figures
+    )
     return (
         f"<h3>{escaped(_where(first))}</h3>"
         f'<div class="card scroll">{_arms(rows)}<p class=soft>Large: mean over seeds, ± half its '

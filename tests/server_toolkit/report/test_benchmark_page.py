@@ -79,6 +79,12 @@ def test_every_table_says_on_how_many_images_it_rests(tmp_path):
     assert page_of(tmp_path, row("fedavg")).count("100 images a seed") == 2
 
 
+def test_every_figure_says_what_its_intervals_are_over(tmp_path):
+    text = page_of(tmp_path, row("fedavg"), row("client_at"), row("trajsyn_noise"))
+    assert text.count("lines: 95 % over seeds") == 1
+    assert text.count("lines: 95 % over images") == 3
+
+
 class Made:
     """A store in which these pieces, named by their match loss, are done."""
 
