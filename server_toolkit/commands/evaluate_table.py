@@ -95,17 +95,16 @@ def _attack_table(result: Result, index: int) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from server_toolkit.report.robustness_words import attack_title, weakest
+    from server_toolkit.report.robustness_words import attack_rows, attack_title, weakest
     from server_toolkit.robust.evaluation.accuracy import overall
 
     judgements = [model.assessment.judgements[index] for model in result.models]
-    rows = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
     norm = "l∞" if result.settings.norm == "linf" else "l2"
     table = Table(title=f"accuracy at ε = {judgements[0].epsilon:.3g} ({norm}), % [95 % interval]")
     table.add_column("attack")
     for model in result.models:
         table.add_column(escape(model.title), justify="right")
-    for name, source in rows:
+    for name, source in attack_rows(judgements):
         ran = [{o.name: overall(o.correct) for o in j.outcomes}.get(name) for j in judgements]
         table.add_row(attack_title(name, source), *map(_share, ran))
     table.add_section()

@@ -19,6 +19,7 @@ from server_toolkit.report.figures import (
 from server_toolkit.report.page import document, escaped, point_cell
 from server_toolkit.report.robustness_words import (
     ATTACKS,
+    attack_rows,
     attack_title,
     comparison_sentence,
     conclusion,
@@ -122,9 +123,8 @@ def _comparisons(result: Result) -> str:
 def _table(result: Result, index: int) -> str:
     """Return the accuracies at one epsilon: a row an attack, a column a model."""
     judgements = [model.assessment.judgements[index] for model in result.models]
-    attacks = dict.fromkeys((o.name, o.source) for j in judgements for o in j.outcomes)
     rows = []
-    for name, source in attacks:
+    for name, source in attack_rows(judgements):
         ran = [{o.name: o for o in j.outcomes}.get(name) for j in judgements]
         cells = "".join(f"<td>{'–' if o is None else _cell(o)}</td>" for o in ran)
         rows.append(f"<tr><td>{escaped(attack_title(name, source))}</td>{cells}</tr>")

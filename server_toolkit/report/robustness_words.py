@@ -37,7 +37,7 @@ ATTACKS = {
         "APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left. The usual standard.",
     ),
     EXCHANGED: (
-        "fooled its other files",
+        "images of its other files",
         "Images that turned another file of the same model, shown to this one: files of one model "
         "compute nearly the same, so what is known of one is no secret for the other.",
     ),
@@ -65,9 +65,16 @@ def points(gain: Gain) -> str:
 
 def attack_title(name: str, source: str) -> str:
     """Return an attack's name as people write it, with what it knew where that is not all."""
-    title, _ = ATTACKS[name.removesuffix("_transfer")]
-    knew = SOURCES[source]
+    attack = name.removesuffix("_transfer")
+    title, _ = ATTACKS[attack]
+    knew = "" if attack == EXCHANGED else SOURCES[source]
     return f"{title} ({knew})" if knew else title
+
+
+def attack_rows(judgements: Sequence[Judgement]) -> list[tuple[str, str]]:
+    """Return name and source of every attack that was run on any, what was exchanged last."""
+    ran = dict.fromkeys((o.name, o.source, o.attack) for j in judgements for o in j.outcomes)
+    return [(name, source) for name, source, _ in sorted(ran, key=lambda row: row[2] == EXCHANGED)]
 
 
 def weakest(judgement: Judgement) -> tuple[int, Accuracy]:

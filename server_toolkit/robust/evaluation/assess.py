@@ -80,8 +80,8 @@ class Assessment:
             return (
                 "This file gives no gradients. Images were made on the torch model (transfer) and "
                 "tried on this file, and Square attacked its outputs. Robust accuracy is the worst "
-                "over both for each image: an upper bound, since no attack followed this file's "
-                "own gradients."
+                "over all of them for each image: an upper bound, since no attack followed this "
+                "file's own gradients."
             )
         return (
             "This file gives no gradients and no torch model lent its own: only Square attacked "

@@ -14,7 +14,7 @@ from server_toolkit.report.robustness_words import (
     missing_attacks,
 )
 from server_toolkit.robust.evaluation.assess import AssessSettings
-from server_toolkit.stages.assess import assess_subject, summarise
+from server_toolkit.stages.assess import assess_subject, exchanged, summarise
 from server_toolkit.stages.evaluate import Judge
 from server_toolkit.stages.subjects import Subject
 from tests.server_toolkit.robust.evaluation.networks import grey, threshold_model
@@ -25,19 +25,26 @@ JUDGE = Judge("file", "<levels>", "0" * 64, grey(LEVELS), (LEVELS > 0.5).astype(
 
 
 def assessed(
-    tmp_path, model, *, name="mine", kind="torch", surrogate=None, attacks="quick", **more
-):
+    tmp_path, model, *, name="mine", kind="torch", surrogate=None, attacks="quick", sha256=None,
+    collect=False, **more
+):  # fmt: skip
     settings = AssessSettings(epsilons=(0.1,), attacks=attacks, square_queries=30, **more)
     subject = Subject(
         name=name,
         kind=kind,
-        sha256=name.encode().hex(),
+        sha256=sha256 or name.encode().hex(),
         model=model,
         shape=SHAPE,
         surrogate=surrogate,
     )
     result = assess_subject(
-        subject, JUDGE, settings, keep=tmp_path, progress=lambda *_: None, device="cpu"
+        subject,
+        JUDGE,
+        settings,
+        keep=tmp_path,
+        progress=lambda *_: None,
+        device="cpu",
+        collect=collect,
     )
     return settings, result
 
@@ -123,6 +130,22 @@ def test_weak_attacks_are_not_told_where_the_page_says_worse(tmp_path):
     settings, doubted = assessed(tmp_path, flat(threshold_model()))
     _, alone = assessed(tmp_path, lambda x: threshold_model()(x).detach(), kind="onnx_int8")
     assert "Only weak" not in page(settings, doubted, alone)
+
+
+def test_what_fooled_other_files_is_the_last_row_before_all_together(tmp_path):
+    lender = Subject(name="mine", kind="torch", sha256="t", model=threshold_model(), shape=SHAPE)
+    hidden = threshold_model()
+    options = dict(attacks="pgd", collect=True)
+    settings, first = assessed(tmp_path, lender.model, sha256="t", **options)
+    _, second = assessed(
+        tmp_path, lambda x: hidden(x).detach(), kind="onnx_fp32", surrogate=lender, **options
+    )
+    text = page(settings, *exchanged([first, second], settings))
+    rows = re.findall(r"<tr><td>([^<]*)</td>|<tr class='main'><td>([^<]*)</td>", text)
+    assert [one or other for one, other in rows][:6] == [
+        "no attack", "PGD", "PGD (by transfer)", "Square (outputs only)",
+        "images of its other files", "all together",
+    ]  # fmt: skip
 
 
 def test_an_upper_bound_is_called_one(tmp_path):
