@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 # Numbers in the outputs of a run's layers, forward and backward. Measured, the runtime saves a
 # second for each billion of them, and exporting costs one to four: once in a process.
-WORTH_AN_EXPORT = 2e9
-# As fast as larger ones wherever the cache holds them, while the export checks every image.
-MAX_MICRO_BATCH = 25
+WORTH_AN_EXPORT = 1e9
+# Images at a time. More than the larger gains nothing, and the export checks every one; with fewer
+# than the smaller, large weights are read too often, whatever the cache holds.
+MAX_MICRO_BATCH, ENOUGH_FOR_WEIGHTS = 25, 10
 
 
 def native_programs(
@@ -48,8 +49,8 @@ def work(spec: ModelSpec, config: HardenConfig) -> float:
 
 
 def micro_batch(spec: ModelSpec, batch_size: int) -> int:
-    """Return how many images the programs take at a time: few fit the cache, none are padding."""
-    most = min(batch_size, MAX_MICRO_BATCH, cached_images(spec))
+    """Return how many images the programs take at a time, with little padding behind a batch."""
+    most = min(batch_size, MAX_MICRO_BATCH, max(ENOUGH_FOR_WEIGHTS, cached_images(spec)))
     return min(range(most, most // 2, -1), key=lambda size: -batch_size % size)
 
 

@@ -101,7 +101,7 @@ class TrainingState:
         tensors, fields = read_tensor_file(path, max_bytes=MAX_CHECKPOINT_BYTES)
         if fields.get("fingerprint") != fingerprint:
             raise ConfigError(
-                f"{path}: checkpoint of a run with other settings, weights or images; "
+                f"{path}: checkpoint of a run with other settings, weights, images or engine; "
                 "remove it or name another file"
             )
         try:

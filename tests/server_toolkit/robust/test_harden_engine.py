@@ -115,7 +115,8 @@ def test_torch_stays_where_there_is_no_executorch(native, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("width", "batch_size", "expected"), [(16, 50, 25), (16, 20, 20), (16, 1, 1), (128, 50, 3)]
+    ("width", "batch_size", "expected"),
+    [(16, 50, 25), (16, 20, 20), (16, 1, 1), (128, 50, 10), (128, 64, 8)],
 )
 def test_a_batch_is_divided_with_little_padding(width, batch_size, expected):
     spec = dataclasses.replace(LARGE, width=width)
