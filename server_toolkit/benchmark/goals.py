@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from server_toolkit.benchmark.results import Place, Results, difference, recovery
-from server_toolkit.benchmark.statistics import in_points
+from server_toolkit.benchmark.statistics import in_points, rounded
 
 Status = Literal["met", "not met", "undecided"]
 
@@ -120,7 +120,8 @@ def _recovery(results: Results, place: Place) -> Finding:
     loss = floor.spread("clean").mean - ours.spread("clean").mean
     enough = _reaches(spread.mean, RECOVERY_WANTED) and _reaches(-loss, -CLEAN_LOSS_ALLOWED)
     text = (
-        f"recovery {spread.mean:.2f}{_range(spread.interval, 1)}, clean {in_points(-loss)} points"
+        f"recovery {rounded(spread.mean, 2)}{_range(spread.interval, 1)}, "
+        f"clean {in_points(-loss)} points"
     )
     return Finding(where(place), "met" if enough else "not met", text)
 
@@ -220,6 +221,5 @@ def in_255ths(epsilon: float) -> str:
 def _range(interval: tuple[float, float] | None, scale: float) -> str:
     if interval is None:
         return " (one seed)"
-    form = ".2f" if scale == 1 else ".1f"
-    low, high = (format(scale * end, form) for end in interval)
+    low, high = (rounded(scale * end, 2 if scale == 1 else 1) for end in interval)
     return f" ({low} to {high})"

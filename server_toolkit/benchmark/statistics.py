@@ -79,7 +79,12 @@ def paired_over_images(
     return Spread(mean, (mean - half, mean + half), count)
 
 
+def rounded(value: float, digits: int) -> str:
+    """Return a number with so many digits and no sign before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def in_points(difference: float) -> str:
     """Return a difference of two accuracies in points, with its sign: "+1.5", "-0.2", "0.0"."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+    text = rounded(100 * difference, 1)
+    return text if text.startswith("-") or text == "0.0" else f"+{text}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server_toolkit.benchmark.goals import in_255ths
-from server_toolkit.benchmark.statistics import in_points
+from server_toolkit.benchmark.statistics import in_points, rounded
 from server_toolkit.report.benchmark_figures import (
     clean_against_robust,
     in_reading_order,
@@ -170,8 +170,8 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return (
         _table(("AutoAttack points, method − control", *heads), rows)
         + "<p class=soft>Large: the mean over seeds. Below: its 95 % interval over seeds, the "
-        "interval over images, the difference in clean points, and what that allows to say. Better "
-        "beyond doubt is only what is better over seeds.</p>"
+        "interval over images, the difference in clean points, and what that allows to say. What "
+        "the images show and the seeds do not may be these models' luck.</p>"
     )
 
 
@@ -275,12 +275,13 @@ def _recovery(share: Mapping[str, Any] | None) -> str:
     shown = "<br><small>one seed</small>"
     if interval is not None:  # of fedavg and client_at it is a point, by definition
         low, high = interval
-        shown = "" if low == high else f"<br><small>{low:.2f} to {high:.2f}</small>"
+        shown = f"<br><small>{rounded(low, 2)} to {rounded(high, 2)}</small>"
+        shown = "" if _is_point(interval) else shown
     left_out = ""
     if share["undefined_seeds"]:
         seeds = ", ".join(map(str, share["undefined_seeds"]))
         left_out = f"<br><small>undefined: seed {seeds}</small>"
-    return f"<td>{share['mean']:.2f}{shown}{left_out}</td>"
+    return f"<td>{rounded(share['mean'], 2)}{shown}{left_out}</td>"
 
 
 def _device_cost(cost: Mapping[str, Any]) -> str:
@@ -315,10 +316,14 @@ def _leaves_all_open(interval: Sequence[float]) -> bool:
     return interval[1] - interval[0] > TOO_WIDE
 
 
+def _is_point(interval: Sequence[float]) -> bool:
+    return abs(interval[1] - interval[0]) < 1e-9  # but for rounding
+
+
 def _seeds(interval: Sequence[float] | None) -> str:
     if interval is None:
         return "one seed"
-    if interval[0] == interval[1]:
+    if _is_point(interval):
         return "the same with every seed"  # as few images make it; that is no certainty
     return f"seeds {_interval(interval)}" if not _leaves_all_open(interval) else "too few seeds"
 
@@ -326,7 +331,8 @@ def _seeds(interval: Sequence[float] | None) -> str:
 def _images(interval: Sequence[float] | None) -> str:
     if interval is None:
         return "one image"
-    return "no image differs" if interval[0] == interval[1] else f"images {_interval(interval)}"
+    alike = max(map(abs, interval)) < 1e-9
+    return "no image differs" if alike else f"images {_interval(interval)}"
 
 
 def _interval(interval: Sequence[float]) -> str:
