@@ -17,8 +17,9 @@ from server_toolkit.robust.objectives.inner import cached_images
 
 log = logging.getLogger(__name__)
 
-# Numbers in the outputs of a run's layers, forward and backward. Measured, the runtime saves a
-# second for each billion of them, and exporting costs one to four: once in a process.
+# Numbers in the outputs of a run's layers over all its passes. Measured, the runtime saves about a
+# second for each billion of them. Exporting costs a ConvNet two to four, once in a process, and
+# most processes that harden briefly do it more than once.
 WORTH_AN_EXPORT = 1e9
 # Images at a time. More than the larger gains nothing, and the export checks every one; with fewer
 # than the smaller, large weights are read too often, whatever the cache holds.

@@ -147,7 +147,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def image_gradient(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """Return the gradient of Σ CE(target, f(x)) by the images, by the fastest way there is."""
+    """Return the gradient of Σ CE(target, f(x)) by the images, by the fastest way there is.
+
+    A sum: the sign of one image's gradient must not depend on the batch's size.
+    """
     if isinstance(model, NativeNetwork):
         return model.image_gradient(images, target)
     leaf = images.detach().requires_grad_()
