@@ -116,9 +116,9 @@ SMALL = Preset(
         attack_steps=5,
     ),
     recipe=Recipe(
-        distill=DistillConfig(images_per_class=20, iterations=150),
+        distill=DistillConfig(images_per_class=40, iterations=300),
         distill_server_set=DistillConfig(
-            start="server_blends", images_per_class=30, iterations=150
+            start="server_blends", images_per_class=40, iterations=300
         ),
         schedule="recommended",
     ),
