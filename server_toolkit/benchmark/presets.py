@@ -116,10 +116,7 @@ SMALL = Preset(
         attack_steps=5,
     ),
     recipe=Recipe(
-        distill=DistillConfig(images_per_class=40, iterations=300),
-        distill_server_set=DistillConfig(
-            start="server_blends", images_per_class=40, iterations=300
-        ),
+        distill_server_set=DistillConfig(start="server_blends"),
         schedule="recommended",
     ),
     judging=Judging(images=1000, autoattack_images=100),

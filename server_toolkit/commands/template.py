@@ -46,7 +46,7 @@ max_update_norm = 0.0
 
 [distill]                    # the defaults are the measured recipe of docs/robustness.md
 # start = "structured"       # "noise", "structured" (random shapes), "server_set", "server_blends"
-# images_per_class = 10
+# images_per_class = 40
 # iterations = 300
 # student_steps = 6
 

@@ -30,7 +30,7 @@ class DistillConfig:
     """
 
     start: str = "structured"
-    images_per_class: int = 10
+    images_per_class: int = 40
     label_start: LabelStart = "smoothed"
     teacher_points: int = 1
     parameterisation: ParameterisationKind = "pixels"
