@@ -146,5 +146,5 @@ def test_a_schedule_hardens_on_random_shapes_and_the_real_images_share_of_a_batc
     assert own.isdisjoint(image.tobytes() for image in start.images)
     settings = scheduled_settings(workspace, 3)
     assert settings.with_server_set
-    assert settings.real_share == pytest.approx(10 / 14)  # 100 images of 10 classes
+    assert settings.real_share == pytest.approx(0.5)  # 100 images of 10 classes
     assert (settings.steps, settings.seed) == (2, harden_settings(workspace).seed + 3)
