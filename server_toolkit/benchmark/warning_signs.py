@@ -84,16 +84,32 @@ def _at(results: Results, place: Place) -> Iterator[str]:
                 f"{where(place)}: client_at gains less than {100 * SMALLEST_GAIN:.0f} AutoAttack "
                 f"points over fedavg with seed {seeds}; recovery is undefined there."
             )
+    yield from _masked(results, place)
+
+
+def _masked(results: Results, place: Place) -> Iterator[str]:
+    """Name, in one sentence, all models that Square breaks where gradients could not."""
+    shares: list[float] = []
+    models: dict[str, list[str]] = {}
     for row in results.at(place):
         for seed in row.seeds:
-            judged = len(seed.correct["autoattack"])
             broken = seed.left_after.get("fab-t", 0) - seed.left_after.get("square", 0)
-            if broken > MASKED_SHARE * judged:
-                yield (
-                    f"{where(place)}, {row.title}, seed {seed.seed}: Square, which sees no "
-                    f"gradients, broke {broken} of {judged} images that gradient attacks could "
-                    "not; the gradients may be masked and the true robustness lower still."
-                )
+            share = broken / len(seed.correct["autoattack"])
+            if share > MASKED_SHARE:
+                shares.append(100 * share)
+                models.setdefault(row.title, []).append(str(seed.seed))
+    if shares:
+        low, high = (f"{share:.0f}" for share in (min(shares), max(shares)))
+        names = ", ".join(
+            f"{title} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
+            for title, seeds in models.items()
+        )
+        yield (
+            f"{where(place)}: Square, which sees no gradients, broke "
+            f"{low if low == high else f'{low} to {high}'} % of the judged images where gradient "
+            "attacks had failed; the gradients may be masked and the true robustness lower still. "
+            f"So it was with {names}."
+        )
 
 
 def _control_beats(results: Results, row: Row) -> Iterator[str]:

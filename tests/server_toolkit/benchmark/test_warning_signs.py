@@ -23,6 +23,15 @@ def test_square_breaking_what_gradients_did_not_points_at_masking():
     assert not warnings(row("fedavg", masked=2))
 
 
+def test_models_that_square_breaks_are_named_in_one_sentence():
+    found = warnings(
+        row("fedavg", masked=5), row("client_at", masked=7), row("noise_only", masked=2)
+    )
+    (said,) = (sentence for sentence in found if "Square" in sentence)
+    assert "broke 5 to 7 % of the judged images" in said
+    assert said.endswith("with fedavg (seeds 0, 1, 2), client_at (seeds 0, 1, 2).")
+
+
 def test_failures_and_missing_work_come_first_and_one_reason_is_told_once():
     work = DONE | {"done": 2}
     found = warnings(row("fedavg", masked=9), work=work, failures=[("a", "E: x"), ("b", "E: x")])
