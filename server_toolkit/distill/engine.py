@@ -82,12 +82,12 @@ def distill(
 
     Each iteration matches random segments (Cazenavette et al. 2022) with the exact gradient of
     `match_gradient` and takes an Adam step. The finished images get back the mean and deviation of
-    those that they started from. With `checkpoint`, a run that was killed resumes from
-    that file and ends with bit-identical images on the same machine; the file stays when the run
-    is done. While it runs the process keeps freed memory (`freed_memory_kept`). `ledger_id` is only
-    recorded. Several `ranks` share the segments of an iteration, all
-    return the proxy set, and the first writes the checkpoint. Raises `DistillationError` where no
-    segment fits, the checkpoint belongs to another run, or no iteration has a finite loss.
+    those that they started from. With `checkpoint`, a run that was killed resumes from that file
+    and ends with bit-identical images on the same machine; the file stays when the run is done.
+    While it runs the process keeps freed memory (`freed_memory_kept`). `ledger_id` is only
+    recorded. Several `ranks` share the segments of an iteration, all return the proxy set, and the
+    first writes the checkpoint. Raises `DistillationError` where no segment fits, the checkpoint
+    belongs to another run, or no iteration has a finite loss.
     """
     segments = segments_of(trajectories, spec, config)
     start, hard_labels = initial_images(

@@ -81,9 +81,7 @@ def _of_kind(
     if kind == "structured":
         return random_shapes(spec, count, generator)
     if server_set is None:
-        raise DistillationError(
-            "start 'server_set' needs a server set; give one or start elsewhere"
-        )
+        raise DistillationError(f"start {kind!r} needs a server set; give one or start elsewhere")
     if server_set.images.shape[1:] != shape[1:]:
         raise DistillationError(
             f"server set: images are {server_set.images.shape[1:]}, the network takes {shape[1:]}"

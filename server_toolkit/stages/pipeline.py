@@ -101,7 +101,7 @@ def _last_settings(workspace: Workspace) -> HardenSettings:
     """Return how the pipeline hardens: as [harden] says, with a schedule's share of real images."""
     if not workspace.config.hardening.distil:
         return harden_settings(workspace)
-    return scheduled_settings(workspace, workspace.ledger.latest_round())
+    return scheduled_settings(workspace, workspace.config.run.rounds)
 
 
 def scheduled_settings(workspace: Workspace, number: int) -> HardenSettings:

@@ -147,4 +147,7 @@ def test_a_schedule_hardens_on_random_shapes_and_the_real_images_share_of_a_batc
     settings = scheduled_settings(workspace, 3)
     assert settings.with_server_set
     assert settings.real_share == pytest.approx(0.5)  # 100 images of 10 classes
-    assert (settings.steps, settings.seed) == (2, harden_settings(workspace).seed + 3)
+    own = harden_settings(workspace)
+    assert (settings.steps, settings.seed) == (2, own.seed + 3)
+    last = scheduled_settings(workspace, workspace.config.run.rounds)
+    assert (last.steps, last.epsilon, last.real_share) == (own.steps, own.epsilon, 0.5)
