@@ -28,7 +28,7 @@ from models.fast_pooling import use_fast_pooling
 from models.layout import Flat
 from models.networks import Network, build_model, flat_parameters, load_flat
 from server_toolkit.datasets import load_dataset
-from server_toolkit.robust import harden_engine
+from server_toolkit.robust import native_engine
 from server_toolkit.robust.attacks import pgd
 from server_toolkit.robust.harden import HardenConfig, harden
 from server_toolkit.simulate import Federation, FederationSettings
@@ -71,7 +71,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             config = dataclasses.replace(base, **changes)
             steps = max(1, round(args.passes / passes_a_step(spec, start, own, config)))
             config = dataclasses.replace(config, steps=steps)
-            harden_engine.native_programs(spec, config, "cpu")  # exported before the clock starts
+            native_engine.hardening_programs(
+                spec, config, "cpu"
+            )  # exported before the clock starts
             began_s = time.process_time()
             hardened = harden(spec, start, own.images, own.labels, config=config).weights
             yield {
@@ -161,12 +163,12 @@ def counted_images() -> Iterator[list[int]]:
 
     handle = register_module_forward_hook(forward)
     # The devices' runtime has no hooks: these few steps are torch's.
-    worth, harden_engine.WORTH_AN_EXPORT = harden_engine.WORTH_AN_EXPORT, math.inf
+    worth, native_engine.WORTH_AN_EXPORT = native_engine.WORTH_AN_EXPORT, math.inf
     try:
         yield count
     finally:
         handle.remove()
-        harden_engine.WORTH_AN_EXPORT = worth
+        native_engine.WORTH_AN_EXPORT = worth
 
 
 def judge(

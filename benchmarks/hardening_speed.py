@@ -15,7 +15,7 @@ import torch
 
 from models import ModelSpec
 from models.networks import build_model, flat_parameters
-from server_toolkit.robust import harden_engine
+from server_toolkit.robust import native_engine
 from server_toolkit.robust.harden import HardenConfig, harden
 
 # Architecture, width, channels and image size; what is changed in the settings.
@@ -68,7 +68,7 @@ def measure(spec: ModelSpec, config: HardenConfig, repeats: int) -> tuple[float,
     taken: dict[float, list[float]] = {np.inf: [], 0.0: []}
     for repeat in range(repeats + 1):
         for worth, times in taken.items():
-            harden_engine.WORTH_AN_EXPORT = worth  # never, and always
+            native_engine.WORTH_AN_EXPORT = worth  # never, and always
             began_s = time.process_time()
             harden(spec, start, images, labels, config=config)
             if repeat:  # the first run exports

@@ -23,11 +23,11 @@ from server_toolkit.errors import ConfigError, HardeningError
 from server_toolkit.robust.harden_averaging import WeightAverage
 from server_toolkit.robust.harden_batches import Batches
 from server_toolkit.robust.harden_config import HardenConfig, LabelSource
-from server_toolkit.robust.harden_engine import native_programs
 from server_toolkit.robust.harden_labels import Labels, Teachers, as_probabilities
 from server_toolkit.robust.harden_loop import train
 from server_toolkit.robust.harden_selection import ATTACK_STEPS, Selection, split
 from server_toolkit.robust.harden_state import HardenProgress, TrainingState
+from server_toolkit.robust.native_engine import hardening_programs
 from server_toolkit.robust.native_network import NativeNetwork, Programs
 from server_toolkit.robust.objectives import make_objective
 from server_toolkit.robust.objectives.inner import Ascent, cached_images
@@ -79,7 +79,7 @@ def harden(
         own_labels = _probabilities(spec, real.images, real.labels, config)
         decisive += [real.images, own_labels.numpy()]
         own = (torch.from_numpy(real.images).to(device), own_labels.to(device))
-    programs = native_programs(spec, config, device)
+    programs = hardening_programs(spec, config, device)
     fingerprint = _fingerprint(config, spec, programs, *decisive)
 
     # A GPU takes a batch whole, and programs divide it themselves; torch on a CPU is faster with

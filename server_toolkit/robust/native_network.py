@@ -18,30 +18,37 @@ from models.networks import Network
 Float32 = npt.NDArray[np.float32]
 
 MAX_THREADS = 256  # of the runtime
+# What rounding may leave of a sum of zero: a share of the sizes of what is added, and, since p - 1
+# of a probability near 1 is rounded too, a bit more.
+ROUNDING_SHARE, ROUNDING = 1e-5, 5e-7
 
 
 @dataclass(frozen=True)
 class Programs:
-    """The programs of one network, all for micro-batches of the same size."""
+    """The programs of one network, all for micro-batches of the same size.
 
-    training: ProgramFile
+    Where only images are differentiated, `training` is None.
+    """
+
     attack: ProgramFile
     evaluation: ProgramFile
+    training: ProgramFile | None = None
 
     @property
     def micro_batch(self) -> int:
         """How many images each takes at a time."""
-        return self.training.micro_batch
+        return self.attack.micro_batch
 
 
 class NativeNetwork(nn.Module):
     """`network` on a CPU, with its parameters and its logits, and three faster ways through it.
 
     `cross_entropy` gives gradients by the parameters, `image_gradient` by the images, and where no
-    gradients are recorded the forward pass is a program too. Otherwise it is torch's. Every call
-    reads the parameters anew, so they may be changed in place. Images `(N, C, H, W) float32`,
-    targets `(N, classes) float32`: probabilities, or zeros for an image that does not count. Runs
-    on as many threads as torch.
+    gradients by the parameters are recorded the forward pass is a program too, which any loss on
+    its logits can be differentiated through. Otherwise it is torch's. Every call reads the
+    parameters anew, so they may be changed in place. Images `(N, C, H, W) float32`, targets
+    `(N, classes) float32`: probabilities, or zeros for an image that does not count. Runs on as
+    many threads as torch.
     """
 
     def __init__(self, network: Network, programs: Programs) -> None:
@@ -49,11 +56,11 @@ class NativeNetwork(nn.Module):
         self.network = network
         # Listed once: torch searches all modules each time, which took a tenth of a step.
         self._tensors = list(network.parameters())
-        self._forms = [(p.form, p.shape) for p in programs.training.parameters]
+        self._forms = [(p.form, p.shape) for p in programs.attack.parameters]
         self._programs = programs
         self._loaded: dict[str, tuple[Program, list[Float32]]] = {}
         size, spec = programs.micro_batch, network.spec
-        shapes = [(size, *programs.training.image_shape), (size, spec.classes)]
+        shapes = [(size, *programs.attack.image_shape), (size, spec.classes)]
         shapes += [form.shape for form, _ in self._forms if form is not None]
         self._images, self._rows, *self._weights = (
             cast(Float32, aligned_zeros(shape)) for shape in shapes
@@ -62,7 +69,13 @@ class NativeNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, classes)`."""
         if torch.is_grad_enabled():
-            return cast(Tensor, self.network(images))
+            if self._tensors[0].requires_grad:
+                return cast(Tensor, self.network(images))
+            return cast(Tensor, _Logits.apply(self, images))  # type: ignore[no-untyped-call]
+        return self.logits(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, classes)` without a record for gradients."""
         logits = torch.empty(len(images), self._rows.shape[1])
         for part in self._parts(images):
             (found,) = self._run("evaluation")
@@ -128,6 +141,34 @@ class NativeNetwork(nn.Module):
         for (form, _), tensor in zip(self._forms, self._tensors, strict=True):
             if form is not None:
                 next(arrays)[...] = form.to_program(tensor.detach().numpy())
+
+
+class _Logits(torch.autograd.Function):
+    """Takes a loss on the logits back to the images, through the cross-entropy's program.
+
+    By the logits z, the gradient of CE(t, z) = -Σ t log softmax(z) is (Σ t) softmax(z) - t, for any
+    numbers t. So with t = -v the program gives what a loss with ∂/∂z = v gives, where Σ v = 0: that
+    is every loss that stays the same when all logits rise together, as those of attacks do; torch
+    takes the others back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, native: NativeNetwork, images: Tensor) -> Tensor:
+        ctx.native = native
+        ctx.save_for_backward(images)
+        return native.logits(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logits: Tensor) -> tuple[None, Tensor]:
+        (images,) = ctx.saved_tensors
+        allowed = ROUNDING + ROUNDING_SHARE * by_logits.abs().sum(dim=1)
+        if bool((by_logits.sum(dim=1).abs() <= allowed).all()):
+            return None, ctx.native.image_gradient(images, -by_logits)
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(ctx.native.network(leaf), leaf, by_logits)
+        return None, gradient
 
 
 class _CrossEntropy(torch.autograd.Function):

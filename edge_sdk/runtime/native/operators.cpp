@@ -405,7 +405,7 @@ void softmax_cross_entropy(KernelRuntimeContext& context, Span<EValue*> argument
       const double log_probability = double{z[c]} - largest - log_sum;
       // Not a product: a class that has no label and an infinite loss would give NaN.
       if (t[c] != 0) total -= t[c] * log_probability;
-      d[c] = mass == 0 ? 0 : static_cast<float>(mass * std::exp(log_probability) - t[c]);
+      d[c] = static_cast<float>((mass == 0 ? 0 : mass * std::exp(log_probability)) - t[c]);
     }
   }
   loss.data[0] = static_cast<float>(total);

@@ -246,9 +246,15 @@ def cross_entropy(logits, labels):
 
 def test_cross_entropy_equals_autograd_for_soft_labels_and_skips_empty_rows(runtime):
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 5, requires_grad=True, generator=generator, dtype=torch.float64)
+    logits = torch.randn(5, 5, requires_grad=True, generator=generator, dtype=torch.float64)
     labels = torch.tensor(
-        [[0.2, 0.3, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [2, 0, 0, 0, 1]]
+        [
+            [0.2, 0.3, 0.5, 0, 0],
+            [0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0],
+            [2, 0, 0, 0, 1],
+            [1, 0, -1, 0, 0],  # any loss that raising all logits leaves as it is
+        ]
     )
     truth = -(labels * logits.log_softmax(1)).sum()
     (expected,) = torch.autograd.grad(truth, logits)

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from edge_sdk.export import attack_program, evaluation_program, training_program
 from models import ModelSpec
 from models.networks import build_model
+from server_toolkit.robust.attacks import losses
+from server_toolkit.robust.attacks.model import loss_gradient
 from server_toolkit.robust.native_network import NativeNetwork, Programs, image_gradient
 from server_toolkit.robust.objectives.awp import AdversarialWeights
 from server_toolkit.robust.objectives.base import plain_gradients
@@ -33,9 +35,9 @@ TOLERANCE = 1e-4
 @functools.cache
 def programs(spec, size):
     return Programs(
-        training_program(spec, micro_batch=size),
         attack_program(spec, micro_batch=size),
         evaluation_program(spec, batch=size),
+        training_program(spec, micro_batch=size),
     )
 
 
@@ -77,6 +79,29 @@ def test_everything_is_what_torch_computes(spec, size, count):
     with torch.no_grad():
         assert_close([native(images)], [model(images)])
     assert torch.equal(native(images), model(images))  # torch's own, to be differentiated
+
+
+ATTACKS = {
+    "cross_entropy": losses.cross_entropies,
+    "margin": losses.margins,
+    "dlr": losses.dlr,
+    "targeted_dlr": lambda z, y: losses.targeted_dlr(z, y, (y + 1) % z.shape[1]),
+    "raised_with_all_logits": lambda z, _: (z * z).sum(1),  # no attack's, and torch's to take back
+    "saturated": lambda z, y: losses.cross_entropies(60 * z, y),
+}
+
+
+@pytest.mark.parametrize("loss", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize(("spec", "size"), SPECS, ids=["digits", "colour", "alexnet"])
+def test_any_loss_on_the_logits_of_fixed_weights_has_torchs_gradient(spec, size, loss):
+    model = build_model(spec, seed=0).requires_grad_(False)
+    native = NativeNetwork(model, programs(spec, size))
+    images, _ = batch(spec, 5)
+    labels = torch.arange(5) % spec.classes
+    ours, theirs = (loss_gradient(network, images, loss, labels) for network in (native, model))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close([a], [b])
+    assert theirs[2].abs().max() > 0
 
 
 def test_the_size_of_a_micro_batch_changes_nothing_but_rounding():
