@@ -181,9 +181,11 @@ class ScheduleSection(Section):
     start_images_per_class: int = Field(default=100, ge=1, le=10_000)
     early_steps: int = Field(default=BetweenRounds.early_steps, ge=1, le=10**7)
     late_steps: int = Field(default=BetweenRounds.late_steps, ge=1, le=10**7)
+    last_steps: int = Field(default=BetweenRounds.last_steps, ge=1, le=10**7)
     attack_steps: int = Field(default=BetweenRounds.attack_steps, ge=1, le=1000)
     attack_step: float = Field(default=BetweenRounds.attack_step, ge=0, le=2)
     learning_rate: float = Field(default=BetweenRounds.learning_rate, ge=0, le=100)
+    last_learning_rate: float = Field(default=BetweenRounds.last_learning_rate, ge=0, le=100)
     early_epsilon_factor: float = Field(default=BetweenRounds.early_epsilon_factor, ge=0, le=100)
     early_epsilon_at_most: float = Field(default=BetweenRounds.early_epsilon_at_most, ge=0, le=1)
 

@@ -13,7 +13,7 @@ PieceKind = Literal["federate", "proxy", "harden", "evaluate"]
 
 # Raised when the code changes what a piece of the same settings gives, so that no result of the
 # old code is taken for one of the new.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ SMALL = Preset(
     name="small",
     datasets=("mnist", "fashion_mnist", "cifar10"),
     seeds=(0, 1, 2),
-    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": (0, 1, 10)},
+    partitions={"iid": SERVER_IMAGES, "dirichlet:0.5": (0, 10)},
     server_pool=100,
     networks=(Network(width=16),),
     fleet=Fleet(
@@ -146,7 +146,7 @@ PAPER = Preset(
         ),
         harden=HardenConfig(batch_size=128, attack_steps=10),
         schedule="recommended",
-        between=BetweenRounds(early_steps=200, late_steps=400),
+        between=BetweenRounds(early_steps=200, late_steps=400, last_steps=200),
     ),
     judging=Judging(
         images=None, autoattack_images=1000, batch_size=1000, autoattack_batch_size=1000

@@ -79,6 +79,6 @@ arm = "trajsyn_server_set"   # "trajsyn_noise" needs no image on the server
 [schedule]                   # hardening between rounds: nothing more to do for devices
 harden = "none"              # "recommended", or windows of your own (docs/operations.md)
 # early_steps = 80           # of each hardening in the first window
-# late_steps = 150           # later
+# late_steps = 120           # later
 # start_images_per_class = 100  # to harden on before there is a proxy set
 """

@@ -24,15 +24,18 @@ class BetweenRounds:
     attack has fewer and larger steps than that of one long hardening. In the first window ε is
     multiplied by `early_epsilon_factor` and at most `early_epsilon_at_most`: images distilled from
     the path of a model that withstands more are better, while a model that withstands nothing yet
-    learns nothing from the largest attacks. Behind the last round all settings stand as they are.
+    learns nothing from the largest attacks. Behind the last round a short hardening at a lower
+    rate, `last_steps` and `last_learning_rate`, makes up for what that round undid.
     """
 
     early_steps: int = 80
-    late_steps: int = 150
+    late_steps: int = 120
+    last_steps: int = 60
     attack_steps: int = 3
     attack_step: float = 0.5
     learning_rate: float = 0.02
-    early_epsilon_factor: float = 2.0
+    last_learning_rate: float = 0.01
+    early_epsilon_factor: float = 1.75
     early_epsilon_at_most: float = 0.2
 
     def config(
@@ -52,16 +55,16 @@ class BetweenRounds:
         share = base.real_share
         if share is None and real_per_class:
             share = real_share(real_per_class)
-        config = dataclasses.replace(base, real_share=share, seed=base.seed + number)
-        if number >= rounds:
-            return config
         early = bool(schedule.harden) and number < schedule.harden[0][1]
+        last = number >= rounds
         return dataclasses.replace(
-            config,
-            steps=self.early_steps if early else self.late_steps,
+            base,
+            real_share=share,
+            seed=base.seed + number,
+            steps=self.last_steps if last else self.early_steps if early else self.late_steps,
             attack_steps=self.attack_steps,
             attack_step=self.attack_step,
-            learning_rate=self.learning_rate,
+            learning_rate=self.last_learning_rate if last else self.learning_rate,
             epsilon=self.early_epsilon(base.epsilon) if early else base.epsilon,
         )
 

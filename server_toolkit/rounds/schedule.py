@@ -34,16 +34,16 @@ class Schedule:
     def recommended(cls, rounds: int) -> Schedule:
         """Return the schedule of docs/robustness.md for a run of so many rounds.
 
-        An early window makes the model robust enough for its path to be worth distilling, twice;
-        plain rounds give clean accuracy back; a late window hardens on what was distilled. Shorter
-        runs than `FEWEST_ROUNDS` have none.
+        An early window makes the model robust enough for its path to be worth distilling, three
+        times; a late window hardens on what was distilled. Shorter runs than `FEWEST_ROUNDS` have
+        none.
         """
         if rounds < FEWEST_ROUNDS:
             return cls()
         once = max(2, round(0.25 * rounds))
         twice = max(once + 1, round(0.45 * rounds))
-        late = max(twice, round(0.7 * rounds))
-        return cls(harden=((1, twice), (late, rounds)), distil=(once, twice))
+        late = max(twice + 1, round(0.7 * rounds))
+        return cls(harden=((1, late), (late, rounds)), distil=(once, twice, late))
 
     def hardens_before(self, number: int, *, rounds: int) -> bool:
         """Say whether round `number` of `rounds` starts from hardened weights.

@@ -98,7 +98,7 @@ def run_between_rounds(
 
 
 def _last_settings(workspace: Workspace) -> HardenSettings:
-    """Return how the pipeline hardens: as [harden] says, with a schedule's share of real images."""
+    """Return how the pipeline hardens: as [harden] says, or as a schedule ends that distils."""
     if not workspace.config.hardening.distil:
         return harden_settings(workspace)
     return scheduled_settings(workspace, workspace.config.run.rounds)

@@ -65,7 +65,7 @@ def test_a_schedule_gives_all_arms_the_same_rounds_and_hardens_once_more():
             continue
         before = [p.inputs["start"].settings["rounds"][1] for p in hardenings]
         assert before == [1, 2, 4, 6]
-        last = preset.recipe.harden.steps
+        last = preset.recipe.between.last_steps
         assert [p.settings["config"]["steps"] for p in hardenings] == [7, 7, 5, last]
         assert cell.evaluation.inputs["model"].key == hardenings[-1].key
 

@@ -1,6 +1,5 @@
 """Hardening between rounds: steps and attack by window, and a share of real images."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -16,27 +15,27 @@ def before(number, base=None, **given):
     return BetweenRounds().config(base, number, rounds=20, schedule=SCHEDULE, **given)
 
 
-def test_the_first_window_has_its_own_steps():
-    assert {before(t).steps for t in range(1, 9)} == {80}
-    assert {before(t).steps for t in range(14, 20)} == {150}
+def test_each_window_and_the_end_have_their_own_steps():
+    assert {before(t).steps for t in range(1, 14)} == {80}
+    assert {before(t).steps for t in range(14, 20)} == {120}
+    assert before(20).steps == 60
 
 
 def test_the_first_window_trains_with_larger_attacks_but_not_with_any():
-    for full, early in ((0.05, 0.1), (0.1, 0.2), (0.3, 0.2)):
+    for full, early in ((0.04, 0.07), (0.1, 0.175), (0.3, 0.2)):
         base = HardenConfig(epsilon=full)
         assert [before(t, base).epsilon for t in (1, 8, 14, 20)] == [early, early, full, full]
 
 
-def test_the_attack_inside_is_three_half_steps():
-    made = before(14)
+@pytest.mark.parametrize("number", [1, 14, 20])
+def test_the_attack_inside_is_three_half_steps(number):
+    made = before(number)
     assert (made.attack_steps, made.attack_step) == (3, 0.5)
-    assert (made.learning_rate, made.seed, made.label_source) == (0.02, 19, "teacher")
+    assert (made.seed, made.label_source) == (5 + number, "teacher")
 
 
-def test_behind_the_last_round_the_settings_of_hardening_stand():
-    base = HardenConfig(epsilon=0.3, seed=5, steps=77, attack_steps=9)
-    made = before(20, base, real_per_class=10)
-    assert made == replace(base, seed=25, real_share=0.5)
+def test_the_rate_is_lower_behind_the_last_round():
+    assert [before(t).learning_rate for t in (1, 14, 19, 20)] == [0.02, 0.02, 0.02, 0.01]
 
 
 def test_other_settings_of_hardening_stay():

@@ -21,15 +21,17 @@ def test_nothing_is_hardened_after_the_last_round():
 
 def test_the_recommended_one_for_twenty_rounds_is_that_of_the_log():
     schedule = Schedule.recommended(20)
-    assert schedule == Schedule(harden=((1, 9), (14, 20)), distil=(5, 9))
+    assert schedule == Schedule(harden=((1, 14), (14, 20)), distil=(5, 9, 14))
 
 
 @pytest.mark.parametrize("rounds", range(FEWEST_ROUNDS, 60))
-def test_the_recommended_one_distils_twice_and_ends_hardened(rounds):
+def test_the_recommended_one_distils_three_times_and_ends_hardened(rounds):
     schedule = Schedule.recommended(rounds)
     (first, end), (late, last) = schedule.harden
     assert (first, last) == (1, rounds)
-    assert first < schedule.distil[0] < schedule.distil[1] == end <= late < rounds
+    assert end == late < rounds
+    once, twice, thrice = schedule.distil
+    assert first < once < twice < thrice == late
 
 
 def test_a_run_of_few_rounds_has_none():

@@ -260,7 +260,7 @@ def test_hardening_between_rounds_is_part_of_a_simulation(tmp_path, monkeypatch)
     fleet = tmp_path / "fleet"
     simulate(fleet, "--rounds", 5, "--schedule", "recommended")
     ledger = Ledger.open(fleet)
-    assert [row.round for row in ledger.hardened_bases()] == [1, 2, 4]
+    assert [row.round for row in ledger.hardened_bases()] == [1, 2, 3, 4]
     assert (ledger.global_weights(4) == ledger.aggregate_weights(4) / 2).all()
     assert list(verify(ledger)) == []
 
