@@ -29,8 +29,8 @@ def distill(
     start: Annotated[
         str | None,
         typer.Option(
-            help="Begin with noise, structured, server_set or server_blends, or several "
-            "joined by '+'; "
+            help="Begin with noise, structured (shapes for grey images, textures for colour "
+            "ones), shapes, textures, server_set or server_blends, or several joined by '+'; "
             "default: distill.start of the file."
         ),
     ] = None,

@@ -45,7 +45,7 @@ max_update_norm = 0.0
 # test_set = "test.npz"
 
 [distill]                    # the defaults are the measured recipe of docs/robustness.md
-# start = "structured"       # "noise", "structured" (random shapes), "server_set", "server_blends"
+# start = "structured"       # or "noise", "shapes", "textures", "server_set", "server_blends"
 # images_per_class = 40
 # iterations = 300
 # student_steps = 6

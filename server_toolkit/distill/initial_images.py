@@ -1,4 +1,4 @@
-"""What a proxy set starts from: noise, structured noise, or the server's own real images."""
+"""What a proxy set starts from: noise, shapes, textures, or the server's own real images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from models import ModelSpec
 from server_toolkit.distill.random_shapes import random_shapes
+from server_toolkit.distill.random_textures import random_textures
 from server_toolkit.distill.start_kinds import StartKind, start_kinds
 from server_toolkit.errors import ConfigError, DistillationError
 from server_toolkit.robust.augment import shift
@@ -45,9 +46,11 @@ def initial_images(
 ) -> tuple[Images, npt.NDArray[np.int64]]:
     """Return `(N, C, H, W) float32 in [0, 1]` and `(N,) int64`, N = classes × images_per_class.
 
-    `noise` is uniform in every pixel; `structured` are random shapes in the tones of the data (see
-    `random_shapes`); `server_set` takes that many images of each class, and where there are fewer,
-    repeats them moved by a pixel; `server_blends` blends two images of the class, each moved.
+    `noise` is uniform in every pixel; `shapes` and `textures` are random ones in the tones of the
+    data (see `random_shapes`, `random_textures`), `structured` the former where there is one
+    channel and the latter where there are more; `server_set` takes that many images of each class,
+    and where there are fewer, repeats them moved by a pixel; `server_blends` blends two images of
+    the class, each moved.
     Kinds joined by "+" share each class's images evenly, the first kinds taking what is left over.
     Sorted by class. Raises `DistillationError` for a server set that is missing or lacks a class,
     `ConfigError` for an unknown start.
@@ -78,8 +81,12 @@ def _of_kind(
     shape = (count, spec.channels, spec.image_size, spec.image_size)
     if kind == "noise":
         return generator.random(shape, np.float32)
-    if kind == "structured":
+    if kind == "structured":  # grey data are often drawn things, colour data photographs
+        kind = "shapes" if spec.channels == 1 else "textures"
+    if kind == "shapes":
         return random_shapes(spec, count, generator)
+    if kind == "textures":
+        return random_textures(spec, count, generator)
     if server_set is None:
         raise DistillationError(f"start {kind!r} needs a server set; give one or start elsewhere")
     if server_set.images.shape[1:] != shape[1:]:

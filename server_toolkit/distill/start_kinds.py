@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 
 from server_toolkit.errors import ConfigError
 
-StartKind = Literal["noise", "structured", "server_set", "server_blends"]
+StartKind = Literal["noise", "structured", "shapes", "textures", "server_set", "server_blends"]
 
 
 def start_kinds(start: str) -> tuple[StartKind, ...]:

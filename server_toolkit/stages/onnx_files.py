@@ -36,7 +36,7 @@ def calibration_for(workspace: Workspace, name: str) -> Calibration:
             )
         return Calibration(proxy_set.images, f"proxy set {proxy['name']}")
     images, _ = initial_images(
-        "structured",
+        "shapes",
         workspace.ledger.spec,
         images_per_class=SYNTHETIC_IMAGES_PER_CLASS,
         seed=0,

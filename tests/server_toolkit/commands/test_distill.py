@@ -71,7 +71,11 @@ def test_an_interrupted_distillation_ends_with_the_bytes_of_an_undisturbed_one(f
     ("arguments", "code", "message"),
     [
         (("--name", "a/b"), 2, "cannot be a name"),
-        (("--name", "a", "--start", "dreams"), 2, "noise, structured, server_set"),
+        (
+            ("--name", "a", "--start", "dreams"),
+            2,
+            "noise, structured, shapes, textures",
+        ),
         (("--name", "a", "--device", "abacus"), 2, "--device abacus cannot be used"),
     ],
 )

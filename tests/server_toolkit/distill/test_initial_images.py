@@ -1,5 +1,7 @@
 """Start images have the asked-for shape, range, classes and seed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def server_set(labels=(0, 1, 2, 0, 1, 2)):
     return ServerSet(images, np.array(labels, np.int64))
 
 
-@pytest.mark.parametrize("start", ["noise", "structured", "server_set"])
+@pytest.mark.parametrize("start", ["noise", "structured", "shapes", "textures", "server_set"])
 def test_shape_range_labels_and_seed(start):
     def make(seed):
         return initial_images(start, SPEC, images_per_class=2, seed=seed, server_set=server_set())
@@ -32,12 +34,24 @@ def test_shape_range_labels_and_seed(start):
     assert not np.array_equal(images, make(2)[0])
 
 
-def test_structured_images_are_smoother_than_noise():
+@pytest.mark.parametrize("start", ["shapes", "textures"])
+def test_structured_images_are_smoother_than_noise(start):
     def roughness(start):
         images, _ = initial_images(start, SPEC, images_per_class=20, seed=0)
         return np.abs(np.diff(images, axis=3)).mean() / images.std()
 
-    assert roughness("structured") < 0.6 * roughness("noise")
+    assert roughness(start) < 0.6 * roughness("noise")
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, "shapes"), (3, "textures")])
+def test_structured_are_shapes_in_grey_and_textures_in_colour(channels, kind):
+    spec = dataclasses.replace(
+        SPEC, channels=channels, mean=(0.3,) * channels, std=(0.4,) * channels
+    )
+    ours, theirs = (
+        initial_images(start, spec, images_per_class=2, seed=0)[0] for start in ("structured", kind)
+    )
+    assert np.array_equal(ours, theirs)
 
 
 def test_server_set_gives_every_image_once_before_it_repeats_any():

@@ -1,6 +1,5 @@
 """Hardening between rounds: steps and attack by window, and a share of real images."""
 
-
 import pytest
 
 from server_toolkit.robust.harden_config import HardenConfig
