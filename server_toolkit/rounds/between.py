@@ -55,8 +55,8 @@ class BetweenRounds:
         share = base.real_share
         if share is None and real_per_class:
             share = real_share(real_per_class)
-        early = bool(schedule.harden) and number < schedule.harden[0][1]
         last = number >= rounds
+        early = not last and bool(schedule.harden) and number < schedule.harden[0][1]
         return dataclasses.replace(
             base,
             real_share=share,

@@ -23,7 +23,14 @@ def test_each_window_and_the_end_have_their_own_steps():
 def test_the_first_window_trains_with_larger_attacks_but_not_with_any():
     for full, early in ((0.04, 0.07), (0.1, 0.175), (0.3, 0.2)):
         base = HardenConfig(epsilon=full)
-        assert [before(t, base).epsilon for t in (1, 8, 14, 20)] == [early, early, full, full]
+        found = [before(t, base).epsilon for t in (1, 8, 14, 20)]
+        assert found == pytest.approx([early, early, full, full])
+
+
+def test_behind_the_last_round_epsilon_is_whole_whatever_the_window():
+    base = HardenConfig(epsilon=0.1)
+    made = BetweenRounds().config(base, 20, rounds=20, schedule=Schedule(harden=((1, 99),)))
+    assert (made.epsilon, made.steps) == (0.1, 60)
 
 
 @pytest.mark.parametrize("number", [1, 14, 20])
