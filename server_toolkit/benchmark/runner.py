@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -142,24 +143,28 @@ class _Eta:
 
     def __init__(self, pieces: Sequence[Piece], store: Store, workers: int) -> None:
         self._store, self._workers = store, workers
-        self._seconds: dict[str, list[float]] = {}
+        self._class = {piece.key: _size_class(piece) for piece in pieces}
+        self._count: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         for piece in pieces:
             if store.done(piece):
                 self.note(piece)
 
     def note(self, piece: Piece) -> None:
         """Learn from a finished piece."""
-        self._seconds.setdefault(_size_class(piece), []).append(self._store.record(piece).wall_s)
+        self._count[self._class[piece.key]] += 1
+        self._seconds[self._class[piece.key]] += self._store.record(piece).wall_s
 
     def text(self, left: Sequence[Piece]) -> str:
         """Return the time that the pieces left will take, in words."""
-        known = [s for seconds in self._seconds.values() for s in seconds]
-        if not left or not known:
+        # Called after every one of thousands of pieces, while a worker waits for its next.
+        if not left or not self._count:
             return "time left unknown" if left else "done"
-        overall = sum(known) / len(known)
+        overall = sum(self._seconds.values()) / self._count.total()
+        left_of = Counter(self._class[piece.key] for piece in left)
         total_s = sum(
-            sum(own) / len(own) if (own := self._seconds.get(_size_class(piece))) else overall
-            for piece in left
+            count * (self._seconds[kind] / self._count[kind] if self._count[kind] else overall)
+            for kind, count in left_of.items()
         )
         minutes = total_s / self._workers / 60
         return f"about {minutes:.0f} min left" if minutes >= 1 else "under a minute left"
