@@ -50,10 +50,9 @@ def initial_images(
     data (see `random_shapes`, `random_textures`), `structured` the former where there is one
     channel and the latter where there are more; `server_set` takes that many images of each class,
     and where there are fewer, repeats them moved by a pixel; `server_blends` blends two images of
-    the class, each moved.
-    Kinds joined by "+" share each class's images evenly, the first kinds taking what is left over.
-    Sorted by class. Raises `DistillationError` for a server set that is missing or lacks a class,
-    `ConfigError` for an unknown start.
+    the class, each moved. Kinds joined by "+" share each class's images evenly, the first kinds
+    taking what is left over. Sorted by class. Raises `DistillationError` for a server set that is
+    missing or lacks a class, `ConfigError` for an unknown start.
     """
     generator = np.random.default_rng(seed)
     kinds = start_kinds(start)
