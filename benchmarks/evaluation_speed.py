@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+from hardening_speed import make_spec
 
 from models import ModelSpec
 from models.networks import build_model
@@ -39,16 +40,7 @@ def main() -> None:
     print("| network | attack | torch, ms an image | runtime | torch / runtime |")
     print("|---|---|---|---|---|")
     for name in args.networks:
-        architecture, width, channels, size = NETWORKS[name]
-        spec = ModelSpec(
-            architecture=architecture,
-            channels=channels,
-            image_size=size,
-            classes=10,
-            width=width,
-            mean=(0.3,) * channels,
-            std=(0.4,) * channels,
-        )
+        spec = make_spec(*NETWORKS[name])
         for attack in ATTACKS:
             in_torch, native = measure(spec, attack, args.images, args.repeats)
             ratio = in_torch / native

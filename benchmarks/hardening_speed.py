@@ -45,18 +45,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print("| hardening | torch, ms a step | runtime | torch / runtime |\n|---|---|---|---|")
     for name, ((architecture, width, channels, size), changes) in CASES.items():
-        spec = ModelSpec(
-            architecture=architecture,
-            channels=channels,
-            image_size=size,
-            classes=10,
-            width=width,
-            mean=(0.3,) * channels,
-            std=(0.4,) * channels,
-        )
+        spec = make_spec(architecture, width, channels, size)
         settings = {"steps": args.steps, "attack_steps": args.attack_steps, **changes}
         in_torch, native = measure(spec, HardenConfig(**settings), args.repeats)
         print(f"| {name} | {in_torch:.1f} | {native:.1f} | {in_torch / native:.2f} |", flush=True)
+
+
+def make_spec(architecture: str, width: int, channels: int, image_size: int) -> ModelSpec:
+    """Return a network for ten classes."""
+    return ModelSpec(
+        architecture=architecture,
+        channels=channels,
+        image_size=image_size,
+        classes=10,
+        width=width,
+        mean=(0.3,) * channels,
+        std=(0.4,) * channels,
+    )
 
 
 def measure(spec: ModelSpec, config: HardenConfig, repeats: int) -> tuple[float, float]:

@@ -29,8 +29,8 @@ class Recipe:
     `schedule` says before which rounds the server hardens, the same for every method and its
     control: "none" hardens once, behind the last round. Otherwise (see `Schedule`) every hardening
     has the settings of `between`, distillation reads what the fleet did since the first of them,
-    and what the last round gave is hardened once more, with the settings of `harden` as they are.
-    `start_images_per_class` are those of random shapes, for `noise_only` and until there is
+    and what the last round gave is hardened once more, with those that `between` has for it.
+    `start_images_per_class` are random shapes or textures, for `noise_only` and until there is
     something distilled.
     """
 

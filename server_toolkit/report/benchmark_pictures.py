@@ -52,7 +52,7 @@ def _pictured_size(run: BenchmarkRun, cell: Cell) -> int:
 
 
 def _pictures(cell: Cell, run: BenchmarkRun) -> Pictures:
-    # A schedule begins with random shapes, which show nothing of what a method makes.
+    # A schedule begins with random images, which show nothing of what a method makes.
     made = [piece for piece in cell.proxies if run.store.done(piece)]
     tensors = run.store.tensors(made[-1])
     loss = run.store.record(made[-1]).values["match_loss"]

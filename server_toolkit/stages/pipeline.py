@@ -131,7 +131,7 @@ def _scheduled_proxy(
 
     Each is distilled from the fleet's path since the first hardened round and holds the images of
     the one before it. Before the first there are only the images that a distillation starts from:
-    with the arm "trajsyn_server_set", which hardens on its real images anyway, random shapes.
+    with the arm "trajsyn_server_set", which hardens on its real images anyway, random ones.
     """
     schedule = workspace.config.hardening
     arm = workspace.config.pipeline.arm
